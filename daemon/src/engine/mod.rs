@@ -1,0 +1,125 @@
+//! Engines: what holds a model and makes tokens, behind one trait, on a thread of its own.
+//!
+//! [`Engine`] is a model in memory; [`load`] makes one from a [`Plan`]. [`Handle`] is the only way
+//! in for the rest of the daemon: a bounded command channel to the engine thread (`thread`), which
+//! owns the engine and calls it. [`catalog`] says which models there are, from their files' headers.
+
+pub mod catalog;
+mod sim;
+mod thread;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use thread::{Handle, spawn};
+
+use crate::stream::Sink;
+use crate::types::{EngineKind, Error, GenerateRequest, Loaded, Message, ModelInfo};
+
+/// A model in memory. Lives on the engine thread; no method may block for longer than one step.
+pub trait Engine {
+    /// What is loaded.
+    fn loaded(&self) -> &Loaded;
+
+    /// Takes a job. Whatever becomes of it, its sink is told: an engine that cannot do what the
+    /// request asks fails the sink with a typed error.
+    fn start(&mut self, job: Job);
+
+    /// Advances the running jobs by one unit of work, and says when to be called again.
+    fn step(&mut self) -> Step;
+
+    /// Counts the tokens of a conversation, template included.
+    fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error>;
+}
+
+/// A request that the service let through, with its checks done.
+pub struct Job {
+    /// What to do.
+    pub request: GenerateRequest,
+    /// Where the events go. Its `cancelled` token ends the job: drop the sink then.
+    pub sink: Sink,
+    /// The job's place among the running ones; dropped with the job.
+    pub place: Place,
+}
+
+/// Something whose drop gives a running request's place back.
+pub type Place = Box<dyn Send>;
+
+/// When the engine thread shall call [`Engine::step`] again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// At once: there is work.
+    Ready,
+    /// After this time, or after the next command.
+    Wait(Duration),
+    /// After the next command: nothing runs, or the engine works on threads of its own.
+    Idle,
+}
+
+/// What to load, all of it checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The model's name.
+    pub model: String,
+    /// Its folder; empty for the simulator.
+    pub path: PathBuf,
+    /// What its headers say.
+    pub info: ModelInfo,
+    /// One of `info.sizes`.
+    pub size: String,
+    /// From the configuration.
+    pub settings: Settings,
+}
+
+/// How to load, from the configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// In-situ quantization of a Hugging Face checkpoint.
+    pub isq: Isq,
+    /// At most this much context; 0 is the model's own.
+    pub context_tokens: u32,
+    /// Requests that generate at once.
+    pub parallel_requests: u32,
+    /// Where files that are made from a model are kept, and may be lost.
+    pub cache_dir: PathBuf,
+    /// The simulator's speeds.
+    pub sim: SimSettings,
+}
+
+/// In-situ quantization: what the weights are turned into while they are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isq {
+    /// Keep them as they are.
+    None,
+    /// 4.5 bits a weight.
+    Q4k,
+    /// 5.5 bits a weight.
+    Q5k,
+    /// 6.6 bits a weight.
+    Q6k,
+    /// 8.5 bits a weight.
+    Q8_0,
+}
+
+/// The simulator's speeds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SimSettings {
+    /// How long a load takes.
+    pub load_ms: u64,
+    /// Decode speed of one request.
+    pub tokens_per_s: f64,
+    /// Prefill speed.
+    pub prefill_tokens_per_s: f64,
+}
+
+/// Loads a model, on the calling thread. `progress` is told 0 to 1, as well as it can be known.
+pub fn load(plan: &Plan, progress: &dyn Fn(f64)) -> Result<Box<dyn Engine>, Error> {
+    match plan.info.engine {
+        EngineKind::Sim => Ok(Box::new(sim::Sim::load(plan, progress))),
+        EngineKind::Mistralrs => Err(Error::unsupported(
+            "the engine mistralrs",
+            "this build of the daemon was made without it",
+        )),
+    }
+}

@@ -1,0 +1,183 @@
+//! The simulator: an engine without a model, deterministic, at a set speed. Tests of the service and
+//! of both APIs run on it.
+//!
+//! It repeats the last user message word by word; a word with the space behind it is a token. Its
+//! sizes differ in speed only: a token of the small one takes half the time. Sampling has nothing to
+//! choose from.
+
+use std::time::{Duration, Instant};
+
+use super::{Engine, Job, Plan, SimSettings, Step};
+use crate::types::{
+    EngineKind, Error, FinishReason, Loaded, Message, ModelInfo, Role, SizeInfo,
+};
+
+/// The simulator's model, size names and context.
+pub const MODEL: &str = "sim";
+const SIZES: [(&str, f64); 2] = [("large", 2.0), ("small", 1.0)];
+const CONTEXT_TOKENS: u32 = 8192;
+/// Prompt tokens that are read between two looks at the clock and the commands.
+const PREFILL_CHUNK: u32 = 64;
+
+/// What the catalogue says of the simulator.
+pub fn info() -> ModelInfo {
+    ModelInfo {
+        engine: EngineKind::Sim,
+        sizes: SIZES
+            .iter()
+            .map(|(name, params)| SizeInfo {
+                name: (*name).into(),
+                effective_params_b: *params,
+                memory_mib: 1,
+            })
+            .collect(),
+        context_tokens: CONTEXT_TOKENS,
+    }
+}
+
+/// The loaded simulator. Jobs run side by side, each at the set speed.
+pub struct Sim {
+    loaded: Loaded,
+    decode: Duration,
+    prefill: Duration,
+    running: Vec<Running>,
+}
+
+struct Running {
+    job: Job,
+    words: std::vec::IntoIter<String>,
+    left_tokens: u32,
+    prompt_tokens: u32,
+    prefilled_tokens: u32,
+    due: Instant,
+}
+
+impl Sim {
+    /// Takes the configured time, in ten steps of progress.
+    pub fn load(plan: &Plan, progress: &dyn Fn(f64)) -> Self {
+        let SimSettings { load_ms, tokens_per_s, prefill_tokens_per_s } = plan.settings.sim;
+        for tenth in 1..=10_u32 {
+            std::thread::sleep(Duration::from_millis(load_ms) / 10);
+            progress(f64::from(tenth) / 10.0);
+        }
+        let cost = SIZES.iter().find(|(name, _)| *name == plan.size).map_or(1.0, |(_, cost)| *cost);
+        let context = plan.settings.context_tokens;
+        Self {
+            loaded: Loaded {
+                model: plan.model.clone(),
+                engine: EngineKind::Sim,
+                size: plan.size.clone(),
+                sizes: SIZES.iter().map(|(name, _)| (*name).into()).collect(),
+                context_tokens: if context == 0 { CONTEXT_TOKENS } else { context.min(CONTEXT_TOKENS) },
+            },
+            decode: Duration::from_secs_f64(cost / 2.0 / tokens_per_s),
+            prefill: Duration::from_secs_f64(cost / 2.0 / prefill_tokens_per_s),
+            running: Vec::new(),
+        }
+    }
+}
+
+impl Engine for Sim {
+    fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
+    fn start(&mut self, job: Job) {
+        let request = &job.request;
+        let prompt_tokens = count(&request.messages);
+        let max_tokens = request.stopping.max_tokens;
+        let context_tokens = self.loaded.context_tokens;
+        if prompt_tokens.saturating_add(max_tokens) > context_tokens {
+            let Job { sink, .. } = job;
+            return sink.fail(Error::ContextTooLong { prompt_tokens, max_tokens, context_tokens });
+        }
+        let words = answer(&request.messages, &request.stopping.stop);
+        job.sink.size(&self.loaded.size);
+        job.sink.prefill(0, prompt_tokens, 0);
+        self.running.push(Running {
+            job,
+            words,
+            left_tokens: max_tokens,
+            prompt_tokens,
+            prefilled_tokens: 0,
+            due: Instant::now(),
+        });
+    }
+
+    fn step(&mut self) -> Step {
+        let now = Instant::now();
+        let mut index = 0;
+        while let Some(running) = self.running.get_mut(index) {
+            let ended = running.job.sink.cancelled().is_cancelled();
+            if ended {
+                self.running.swap_remove(index);
+                continue;
+            }
+            match running.advance(now, self.prefill, self.decode) {
+                None => index += 1,
+                Some(reason) => {
+                    let Running { job: Job { sink, place, .. }, .. } = self.running.swap_remove(index);
+                    drop(place);
+                    sink.finish(reason);
+                }
+            }
+        }
+        match self.running.iter().map(|running| running.due).min() {
+            None => Step::Idle,
+            // A cancelled job is noticed within 20 ms even at a token a minute.
+            Some(due) => Step::Wait(
+                due.saturating_duration_since(Instant::now()).min(Duration::from_millis(20)),
+            ),
+        }
+    }
+
+    fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error> {
+        Ok(count(messages))
+    }
+}
+
+impl Running {
+    /// Does what is due by `now`; tells the reason when that was the last of it.
+    fn advance(&mut self, now: Instant, prefill: Duration, decode: Duration) -> Option<FinishReason> {
+        let sink = &self.job.sink;
+        while self.due <= now {
+            if self.prefilled_tokens < self.prompt_tokens {
+                let chunk = PREFILL_CHUNK.min(self.prompt_tokens - self.prefilled_tokens);
+                self.prefilled_tokens += chunk;
+                self.due += prefill * chunk;
+                sink.prefill(self.prefilled_tokens, self.prompt_tokens, 0);
+                continue;
+            }
+            if self.left_tokens == 0 {
+                return Some(FinishReason::Length);
+            }
+            let Some(word) = self.words.next() else { return Some(FinishReason::Stop) };
+            self.left_tokens -= 1;
+            self.due += decode;
+            sink.text(&word, 1);
+        }
+        None
+    }
+}
+
+fn tokens(text: &str) -> impl Iterator<Item = &str> {
+    text.split_inclusive(char::is_whitespace)
+}
+
+/// One token for each word, and two around each message, as a chat template has.
+fn count(messages: &[Message]) -> u32 {
+    let count: usize = messages.iter().map(|message| tokens(&message.text()).count() + 2).sum();
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// The last user message up to the first stop string, in tokens.
+fn answer(messages: &[Message], stop: &[String]) -> std::vec::IntoIter<String> {
+    let text = messages
+        .iter()
+        .rfind(|message| message.role == Role::User)
+        .map(Message::text)
+        .unwrap_or_default();
+    let end = stop.iter().filter_map(|stop| text.find(stop)).min().unwrap_or(text.len());
+    let answer = text.get(..end).unwrap_or_default();
+    tokens(answer).map(str::to_owned).collect::<Vec<_>>().into_iter()
+}

@@ -1,0 +1,169 @@
+//! The engine thread: owns the engine, takes commands from a bounded channel, and steps the engine
+//! between them. It ends when the last [`Handle`] is dropped; if it ends before, the daemon does too.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::{Engine, Job, Plan, Step};
+use crate::types::{Error, Loaded, Message};
+
+/// Commands that may wait while the engine is in a step. A load takes its time, but the service
+/// submits nothing while one is under way.
+const COMMANDS: usize = 64;
+/// How long a caller waits for an answer that needs no load.
+const ANSWER: Duration = Duration::from_secs(10);
+
+type Progress = Box<dyn Fn(f64) + Send>;
+type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// What the engine thread can be told. Each says when it is legal; else it is answered with an error.
+enum Command {
+    /// Any time no job runs. Takes the place of the engine that is there, which is dropped before
+    /// (`Keep::Nothing`) or after the new one stands (`Keep::Old`); in the second case a failure
+    /// leaves the old one in place.
+    Load { plan: Box<Plan>, keep: Keep, progress: Progress, reply: Reply<Loaded> },
+    /// Any time; jobs that still run are dropped with their engine.
+    Unload { reply: Reply<()> },
+    /// With an engine loaded.
+    Generate(Box<Job>),
+    /// With an engine loaded.
+    CountTokens { messages: Vec<Message>, reply: Reply<u32> },
+}
+
+/// What stays in memory while a new engine is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Both fit.
+    Old,
+    /// They do not.
+    Nothing,
+}
+
+/// The rest of the daemon's end of the command channel.
+#[derive(Clone)]
+pub struct Handle {
+    commands: SyncSender<Command>,
+}
+
+/// Starts the engine thread.
+pub fn spawn() -> std::io::Result<(Handle, JoinHandle<()>)> {
+    let (commands, receiver) = sync_channel(COMMANDS);
+    let thread = std::thread::Builder::new()
+        .name("nestd-engine".into())
+        .spawn(move || run(&receiver))?;
+    Ok((Handle { commands }, thread))
+}
+
+impl Handle {
+    /// Loads a model in place of the one that is there. Takes as long as it takes.
+    pub async fn load(&self, plan: Plan, keep: Keep, progress: Progress) -> Result<Loaded, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Load { plan: Box::new(plan), keep, progress, reply })?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Gives the model's memory back.
+    pub async fn unload(&self) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Unload { reply })?;
+        within(ANSWER, answer).await
+    }
+
+    /// Hands a job over. Its sink is told what becomes of it, a refusal included.
+    pub fn generate(&self, job: Job) {
+        if let Err(error) = self.commands.try_send(Command::Generate(Box::new(job))) {
+            let (TrySendError::Full(command) | TrySendError::Disconnected(command)) = error;
+            if let Command::Generate(job) = command {
+                job.sink.fail(busy());
+            }
+        }
+    }
+
+    /// Counts the tokens of a conversation, template included.
+    pub async fn count_tokens(&self, messages: Vec<Message>) -> Result<u32, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::CountTokens { messages, reply })?;
+        within(ANSWER, answer).await
+    }
+
+    fn send(&self, command: Command) -> Result<(), Error> {
+        self.commands.try_send(command).map_err(|error| match error {
+            TrySendError::Full(_) => busy(),
+            TrySendError::Disconnected(_) => gone(),
+        })
+    }
+}
+
+async fn within<T>(limit: Duration, answer: oneshot::Receiver<Result<T, Error>>) -> Result<T, Error> {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(answer) => answer.map_err(|_| gone())?,
+        Err(_) => Err(busy()),
+    }
+}
+
+fn busy() -> Error {
+    Error::Busy { why: "the engine is in the middle of a step".into(), retry_after_ms: 1000 }
+}
+
+fn gone() -> Error {
+    Error::Internal("the engine thread has ended".into())
+}
+
+fn not_loaded() -> Error {
+    Error::ModelNotLoaded { problem: "it was unloaded just now".into() }
+}
+
+fn run(commands: &Receiver<Command>) {
+    let mut engine: Option<Box<dyn Engine>> = None;
+    loop {
+        let step = engine.as_mut().map_or(Step::Idle, |engine| engine.step());
+        let command = match step {
+            Step::Ready => commands.try_recv().map_err(|error| match error {
+                TryRecvError::Empty => RecvTimeoutError::Timeout,
+                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+            }),
+            Step::Wait(time) => commands.recv_timeout(time),
+            Step::Idle => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match command {
+            Ok(command) => obey(command, &mut engine),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>) {
+    // A caller that no longer waits for its reply has lost interest; that is not an error.
+    match command {
+        Command::Load { plan, keep, progress, reply } => {
+            if keep == Keep::Nothing {
+                *engine = None;
+            }
+            let result = super::load(&plan, &*progress).map(|new| {
+                let loaded = new.loaded().clone();
+                *engine = Some(new);
+                loaded
+            });
+            let _ = reply.send(result);
+        }
+        Command::Unload { reply } => {
+            *engine = None;
+            let _ = reply.send(Ok(()));
+        }
+        Command::Generate(job) => match engine {
+            Some(engine) => engine.start(*job),
+            None => job.sink.fail(not_loaded()),
+        },
+        Command::CountTokens { messages, reply } => {
+            let result = match engine {
+                Some(engine) => engine.count_tokens(&messages),
+                None => Err(not_loaded()),
+            };
+            let _ = reply.send(result);
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Nestd: a daemon that hosts Gemma 3n on an edge device and serves local programs over D-Bus and
+//! gRPC.
+//!
+//! Imports point inward; `tests/layers.rs` checks it.
+//!
+//! | module | owns | knows |
+//! | --- | --- | --- |
+//! | [`types`] | messages, events, errors, models, status | nothing |
+//! | [`stream`] | a request's bounded event buffer | types |
+//! | [`engine`] | the model in memory, on its own thread; which models there are | types, stream |
+//! | [`service`] | the daemon's state: queue, loads, drain | types, stream, engine |
+//! | [`api`] | D-Bus and gRPC, side by side | types, stream, service |
+//! | [`config`] | the settings and where they come from | types, engine (its settings) |
+//! | [`systemd`] | readiness, status line, journal | nothing |
+//! | [`app`] | the process: wiring, signals, exit | everybody |
+
+pub mod api;
+pub mod app;
+pub mod config;
+pub mod engine;
+pub mod service;
+pub mod stream;
+pub mod systemd;
+pub mod types;

@@ -1,0 +1,391 @@
+//! A request's stream of events: the engine's end ([`Sink`]) and the reader's ([`Events`]).
+//!
+//! The buffer between them is bounded and never blocks the engine: text that waits is joined, and
+//! a newer position or progress replaces an older one. A reader that leaves more text than the
+//! buffer holds ends its request with [`Error::Lagged`]. Dropping the reader cancels the request;
+//! dropping the sink without an end ends it as cancelled, or as failed if nobody asked for that.
+//!
+//! Who owns it: the service makes the pair, keeps the sink while the request waits, and gives it to
+//! the engine thread; the transport holds the reader.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use futures::Stream;
+use tokio_util::sync::CancellationToken;
+
+use crate::types::{Error, Event, FinishReason, Finished, Timings, Usage};
+
+/// Makes the two ends of request `id`, with room for `buffer_bytes` of unread text.
+#[must_use]
+pub fn channel(id: u64, buffer_bytes: usize) -> (Sink, Events) {
+    let shared = Arc::new(Shared {
+        id,
+        buffer_bytes,
+        accepted: Instant::now(),
+        cancelled: CancellationToken::new(),
+        inner: Mutex::default(),
+    });
+    (Sink { shared: Arc::clone(&shared) }, Events { shared })
+}
+
+/// Why a request was told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    Client,
+    Deadline,
+    Shutdown,
+    Lagged,
+}
+
+struct Shared {
+    id: u64,
+    buffer_bytes: usize,
+    accepted: Instant,
+    /// Cancelled once, with the cause in `inner`; the engine watches it.
+    cancelled: CancellationToken,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    events: VecDeque<Event>,
+    text_bytes: usize,
+    /// The last event is in the queue, or was read.
+    ended: bool,
+    /// The last event was read.
+    drained: bool,
+    cause: Option<Cause>,
+    reader: Option<Waker>,
+    progress: Progress,
+}
+
+/// What the engine did so far, for the last event.
+#[derive(Default)]
+struct Progress {
+    usage: Usage,
+    prefill_began: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+    sizes: Vec<String>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // The data is plain values: a panic while it was locked left nothing half done.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cancel(&self, cause: Cause) {
+        self.lock().cause.get_or_insert(cause);
+        self.cancelled.cancel();
+    }
+
+    fn push(&self, event: Event) {
+        let mut inner = self.lock();
+        if inner.ended {
+            return;
+        }
+        inner.ended = matches!(event, Event::Finished(_) | Event::Failed(_));
+        let waiting = inner.events.back_mut();
+        match (waiting, event) {
+            (Some(Event::Text(text)), Event::Text(delta)) => {
+                text.push_str(&delta);
+                inner.text_bytes += delta.len();
+            }
+            (Some(waiting @ Event::Queued { .. }), event @ Event::Queued { .. })
+            | (Some(waiting @ Event::Loading { .. }), event @ Event::Loading { .. })
+            | (Some(waiting @ Event::Prefill { .. }), event @ Event::Prefill { .. }) => {
+                *waiting = event;
+            }
+            (_, event) => {
+                if let Event::Text(delta) = &event {
+                    inner.text_bytes += delta.len();
+                }
+                inner.events.push_back(event);
+            }
+        }
+        let lagged = inner.text_bytes > self.buffer_bytes;
+        if let Some(reader) = inner.reader.take() {
+            reader.wake();
+        }
+        drop(inner);
+        if lagged {
+            self.cancel(Cause::Lagged);
+        }
+    }
+}
+
+/// The engine's end of a request.
+pub struct Sink {
+    shared: Arc<Shared>,
+}
+
+impl Sink {
+    /// The request's number, unique for the daemon's life.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.shared.id
+    }
+
+    /// Cancelled when the request shall stop, whoever wants it; then drop the sink.
+    #[must_use]
+    pub fn cancelled(&self) -> CancellationToken {
+        self.shared.cancelled.clone()
+    }
+
+    /// A handle that can end the request from elsewhere.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        Stopper { shared: Arc::clone(&self.shared) }
+    }
+
+    /// The request waits for `position` others.
+    pub fn queued(&self, position: u32) {
+        self.shared.push(Event::Queued { position });
+    }
+
+    /// The request waits for the model.
+    pub fn loading(&self, fraction: f64) {
+        self.shared.push(Event::Loading { fraction });
+    }
+
+    /// The model of this size makes what follows.
+    pub fn size(&self, size: &str) {
+        let sizes = &mut self.shared.lock().progress.sizes;
+        if !sizes.iter().any(|known| known == size) {
+            sizes.push(size.into());
+        }
+    }
+
+    /// The engine has read `done` of the prompt's `total` tokens, `cached` of them from a KV cache.
+    pub fn prefill(&self, done: u32, total: u32, cached: u32) {
+        {
+            let progress = &mut self.shared.lock().progress;
+            progress.prefill_began.get_or_insert_with(Instant::now);
+            progress.usage.prompt_tokens = total;
+            progress.usage.cached_tokens = cached;
+        }
+        self.shared.push(Event::Prefill { done_tokens: done, total_tokens: total });
+    }
+
+    /// The engine made `tokens` more tokens, which read `delta`; either may be empty.
+    pub fn text(&self, delta: &str, tokens: u32) {
+        if tokens > 0 {
+            let progress = &mut self.shared.lock().progress;
+            let now = Instant::now();
+            progress.usage.completion_tokens += tokens;
+            progress.first_token.get_or_insert(now);
+            progress.last_token = Some(now);
+        }
+        if !delta.is_empty() {
+            self.shared.push(Event::Text(delta.into()));
+        }
+    }
+
+    /// The engine counts the tokens itself: replaces what [`Sink::prefill`] and [`Sink::text`] saw.
+    pub fn usage(&self, usage: Usage) {
+        self.shared.lock().progress.usage = usage;
+    }
+
+    /// The answer is whole.
+    pub fn finish(self, reason: FinishReason) {
+        let finished = self.shared.lock().progress.finished(reason, self.shared.accepted);
+        self.shared.push(Event::Finished(finished));
+    }
+
+    /// The request failed.
+    pub fn fail(self, error: Error) {
+        self.shared.push(Event::Failed(error));
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        let last = {
+            let inner = self.shared.lock();
+            let finished = |reason| Event::Finished(inner.progress.finished(reason, self.shared.accepted));
+            match inner.cause {
+                Some(Cause::Client) => finished(FinishReason::Cancelled),
+                Some(Cause::Deadline) => finished(FinishReason::Deadline),
+                Some(Cause::Shutdown) => Event::Failed(Error::ShuttingDown),
+                Some(Cause::Lagged) => {
+                    Event::Failed(Error::Lagged { buffer_bytes: self.shared.buffer_bytes as u64 })
+                }
+                None => Event::Failed(Error::Internal("the engine gave the request up".into())),
+            }
+        };
+        self.shared.push(last);
+    }
+}
+
+impl Progress {
+    fn finished(&self, reason: FinishReason, accepted: Instant) -> Finished {
+        let rate = |tokens: u32, from: Option<Instant>, to: Option<Instant>| match (from, to) {
+            (Some(from), Some(to)) if to > from => f64::from(tokens) / (to - from).as_secs_f64(),
+            _ => 0.0,
+        };
+        let since_accepted =
+            |at: Option<Instant>| at.map_or(0, |at| micros(at.saturating_duration_since(accepted)));
+        let computed = self.usage.prompt_tokens.saturating_sub(self.usage.cached_tokens);
+        Finished {
+            reason,
+            usage: self.usage,
+            timings: Timings {
+                queue_us: since_accepted(self.prefill_began.or_else(|| Some(Instant::now()))),
+                ttft_us: since_accepted(self.first_token),
+                prefill_tokens_per_s: rate(computed, self.prefill_began, self.first_token),
+                decode_tokens_per_s: rate(
+                    self.usage.completion_tokens.saturating_sub(1),
+                    self.first_token,
+                    self.last_token,
+                ),
+            },
+            sizes: self.sizes.clone(),
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Ends a request from outside its engine and its reader.
+#[derive(Clone)]
+pub struct Stopper {
+    shared: Arc<Shared>,
+}
+
+impl Stopper {
+    /// The client asked for the end.
+    pub fn cancel(&self) {
+        self.shared.cancel(Cause::Client);
+    }
+
+    /// The request's deadline passed.
+    pub fn deadline(&self) {
+        self.shared.cancel(Cause::Deadline);
+    }
+
+    /// The daemon stops.
+    pub fn shut_down(&self) {
+        self.shared.cancel(Cause::Shutdown);
+    }
+}
+
+/// The reader's end of a request. Dropping it cancels the request.
+pub struct Events {
+    shared: Arc<Shared>,
+}
+
+impl Events {
+    /// The request's number.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.shared.id
+    }
+
+    /// A handle that can cancel the request while someone else reads.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        Stopper { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl Stream for Events {
+    type Item = Event;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        let mut inner = self.shared.lock();
+        match inner.events.pop_front() {
+            Some(event) => {
+                match &event {
+                    Event::Text(text) => inner.text_bytes -= text.len(),
+                    Event::Finished(_) | Event::Failed(_) => inner.drained = true,
+                    _ => {}
+                }
+                Poll::Ready(Some(event))
+            }
+            None if inner.drained => Poll::Ready(None),
+            None => {
+                inner.reader = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.shared.cancel(Cause::Client);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn unread_text_is_joined_and_whole() {
+        let (sink, events) = channel(7, 100);
+        sink.queued(2);
+        sink.queued(1);
+        sink.prefill(0, 4, 1);
+        sink.prefill(4, 4, 1);
+        sink.size("E4B");
+        sink.text("Hel", 1);
+        sink.text("lo", 1);
+        sink.finish(FinishReason::Stop);
+        let events: Vec<_> = events.collect().await;
+        assert_eq!(events[0], Event::Queued { position: 1 });
+        assert_eq!(events[1], Event::Prefill { done_tokens: 4, total_tokens: 4 });
+        assert_eq!(events[2], Event::Text("Hello".into()));
+        let Event::Finished(finished) = &events[3] else { panic!("{events:?}") };
+        assert_eq!(finished.usage, Usage { prompt_tokens: 4, cached_tokens: 1, completion_tokens: 2 });
+        assert_eq!(finished.sizes, ["E4B"]);
+        assert_eq!(events.len(), 4);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_lags_is_told() {
+        let (sink, events) = channel(1, 10);
+        sink.text("0123456789", 1);
+        assert!(!sink.cancelled().is_cancelled());
+        sink.text("0", 1);
+        assert!(sink.cancelled().is_cancelled());
+        drop(sink);
+        let last = events.collect::<Vec<_>>().await.pop();
+        assert_eq!(last, Some(Event::Failed(Error::Lagged { buffer_bytes: 10 })));
+    }
+
+    #[tokio::test]
+    async fn the_first_cause_counts() {
+        let (sink, events) = channel(1, 10);
+        events.stopper().deadline();
+        events.stopper().cancel();
+        drop(sink);
+        let events: Vec<_> = events.collect().await;
+        let [Event::Finished(finished)] = events.as_slice() else { panic!("{events:?}") };
+        assert_eq!(finished.reason, FinishReason::Deadline);
+    }
+
+    #[tokio::test]
+    async fn dropping_the_reader_cancels() {
+        let (sink, events) = channel(1, 10);
+        drop(events);
+        assert!(sink.cancelled().is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_sink_that_is_lost_is_an_internal_error() {
+        let (sink, events) = channel(1, 10);
+        drop(sink);
+        let events: Vec<_> = events.collect().await;
+        assert!(matches!(events[..], [Event::Failed(Error::Internal(_))]));
+    }
+}

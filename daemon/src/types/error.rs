@@ -1,0 +1,173 @@
+//! Everything that can go wrong for a client, as one enum. Each transport maps it in one place;
+//! `docs/errors.md` is the table.
+
+/// Why a call or a request failed. The display text is a sentence for a person that says what to do.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// A value is out of its range or malformed.
+    #[error("{field}: {problem}")]
+    InvalidArgument {
+        /// The path of the value, such as `sampling.top_p` or `messages[0].role`.
+        field: String,
+        /// What is wrong with it and what it may be.
+        problem: String,
+    },
+    /// The value is fine, but this version, engine or model cannot do it.
+    #[error("{what} is not supported: {why}")]
+    Unsupported {
+        /// The feature, by the name that the client used.
+        what: String,
+        /// By whom, or since when.
+        why: String,
+    },
+    /// The prompt and the answer asked for do not fit the context.
+    #[error(
+        "the prompt takes {prompt_tokens} tokens and the answer up to {max_tokens}, but the context \
+         holds {context_tokens}: shorten the conversation or ask for fewer tokens"
+    )]
+    ContextTooLong {
+        /// Tokens of the conversation, template included.
+        prompt_tokens: u32,
+        /// Tokens asked for.
+        max_tokens: u32,
+        /// Tokens that fit.
+        context_tokens: u32,
+    },
+    /// Every place in the queue is taken.
+    #[error("all {limit} places in the queue are taken: try again in {retry_after_ms} ms")]
+    QueueFull {
+        /// Places in the queue.
+        limit: u32,
+        /// When a place is likely to be free.
+        retry_after_ms: u64,
+    },
+    /// The daemon is occupied with something that excludes this call.
+    #[error("{why}: try again in {retry_after_ms} ms")]
+    Busy {
+        /// With what.
+        why: String,
+        /// When it is likely to be over.
+        retry_after_ms: u64,
+    },
+    /// No model is loaded.
+    #[error("no model is loaded: {problem}")]
+    ModelNotLoaded {
+        /// Why not, and what to do.
+        problem: String,
+    },
+    /// No model of that name.
+    #[error("there is no model {model:?}: the models are the folders in the configured model.dir")]
+    ModelNotFound {
+        /// The name.
+        model: String,
+    },
+    /// The model's files are missing, malformed, or not of a supported kind.
+    #[error("the model {model:?} cannot be used: {problem}")]
+    ModelInvalid {
+        /// The model's name.
+        model: String,
+        /// Which file, what is wrong with it, and what to do.
+        problem: String,
+    },
+    /// The model needs more memory than there is.
+    #[error(
+        "the model {model:?} at size {size} needs about {need_mib} MiB, and {available_mib} MiB are \
+         available: choose a smaller size or a stronger quantization, or free memory"
+    )]
+    InsufficientMemory {
+        /// The model's name.
+        model: String,
+        /// The MatFormer size.
+        size: String,
+        /// Estimated from the files' headers.
+        need_mib: u64,
+        /// The smaller of the machine's, the control group's and the configured limit's.
+        available_mib: u64,
+    },
+    /// The caller may not do this.
+    #[error("not allowed: {what}")]
+    NotAllowed {
+        /// What was asked for, and who may.
+        what: String,
+    },
+    /// The reader fell behind by more than the buffer holds.
+    #[error("the reader fell behind by more than {buffer_bytes} bytes of text, and the request was ended")]
+    Lagged {
+        /// What the buffer holds.
+        buffer_bytes: u64,
+    },
+    /// The daemon is stopping.
+    #[error("the daemon is stopping")]
+    ShuttingDown,
+    /// A fault of the daemon or its engine.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// A value in the machine-readable details of an [`Error`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// A count, or a number with its unit in the key.
+    Number(u64),
+    /// A name.
+    Text(String),
+}
+
+impl Error {
+    /// An [`Error::InvalidArgument`].
+    pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::InvalidArgument { field: field.into(), problem: problem.into() }
+    }
+
+    /// An [`Error::Unsupported`].
+    pub fn unsupported(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Unsupported { what: what.into(), why: why.into() }
+    }
+
+    /// The numbers and names of the error, the same on every transport.
+    #[must_use]
+    pub fn details(&self) -> Vec<(&'static str, Detail)> {
+        use Detail::{Number, Text};
+        match self {
+            Self::InvalidArgument { field, .. } => vec![("field", Text(field.clone()))],
+            Self::Unsupported { what, .. } => vec![("what", Text(what.clone()))],
+            Self::ContextTooLong { prompt_tokens, max_tokens, context_tokens } => vec![
+                ("prompt_tokens", Number((*prompt_tokens).into())),
+                ("max_tokens", Number((*max_tokens).into())),
+                ("context_tokens", Number((*context_tokens).into())),
+            ],
+            Self::QueueFull { limit, retry_after_ms } => vec![
+                ("limit", Number((*limit).into())),
+                ("retry_after_ms", Number(*retry_after_ms)),
+            ],
+            Self::Busy { retry_after_ms, .. } => {
+                vec![("retry_after_ms", Number(*retry_after_ms))]
+            }
+            Self::ModelNotFound { model } | Self::ModelInvalid { model, .. } => {
+                vec![("model", Text(model.clone()))]
+            }
+            Self::InsufficientMemory { model, size, need_mib, available_mib } => vec![
+                ("model", Text(model.clone())),
+                ("size", Text(size.clone())),
+                ("need_mib", Number(*need_mib)),
+                ("available_mib", Number(*available_mib)),
+            ],
+            Self::Lagged { buffer_bytes } => vec![("buffer_bytes", Number(*buffer_bytes))],
+            Self::ModelNotLoaded { .. }
+            | Self::NotAllowed { .. }
+            | Self::ShuttingDown
+            | Self::Internal(_) => vec![],
+        }
+    }
+
+    /// When it makes sense to try again, for errors that pass by themselves.
+    #[must_use]
+    pub fn retry_after_ms(&self) -> Option<u64> {
+        match self {
+            Self::QueueFull { retry_after_ms, .. } | Self::Busy { retry_after_ms, .. } => {
+                Some(*retry_after_ms)
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Models, their MatFormer sizes, and the daemon's state.
+
+/// Which engine runs a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// A Hugging Face folder, by mistral.rs.
+    Mistralrs,
+    /// Deterministic text at a set speed, for tests.
+    Sim,
+}
+
+impl EngineKind {
+    /// The name in the configuration and in both APIs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mistralrs => "mistralrs",
+            Self::Sim => "sim",
+        }
+    }
+}
+
+/// A model that could be loaded, as its files' headers describe it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelInfo {
+    /// The engine that loads it.
+    pub engine: EngineKind,
+    /// At least one, largest first.
+    pub sizes: Vec<SizeInfo>,
+    /// The longest context that the model was made for.
+    pub context_tokens: u32,
+}
+
+/// One MatFormer size of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SizeInfo {
+    /// As in the sizes table.
+    pub name: String,
+    /// Parameters that are computed with, in thousands of millions, as in the sizes table.
+    pub effective_params_b: f64,
+    /// What loading and running it needs, estimated from the files' headers.
+    pub memory_mib: u64,
+}
+
+/// A model in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// The model's name.
+    pub model: String,
+    /// What it runs on.
+    pub engine: EngineKind,
+    /// The size in use.
+    pub size: String,
+    /// Every size that the model has, largest first.
+    pub sizes: Vec<String>,
+    /// Prompt and answer together.
+    pub context_tokens: u32,
+}
+
+/// What the daemon can do right now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// No model is loaded: everything but generating works.
+    NoModel,
+    /// A model, or another size of it, is being loaded; requests wait.
+    Loading,
+    /// Requests are answered.
+    Ready,
+    /// The daemon is stopping; new requests are refused.
+    Draining,
+}
+
+/// The daemon's state with what belongs to it. Its one writer is the service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Status {
+    /// What can be done.
+    pub state: State,
+    /// The model in memory. None while the first one loads.
+    pub loaded: Option<Loaded>,
+    /// The name of the model that is being loaded; empty if none.
+    pub loading: String,
+    /// 0 to 1 while state is `Loading`.
+    pub loading_fraction: f64,
+    /// Why there is no model, or why the last load failed; empty if all is well.
+    pub problem: String,
+}

@@ -1,0 +1,277 @@
+//! A request for text, with the checks that hold whatever transport it came by.
+
+use super::Error;
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Standing instructions; only as the first message.
+    System,
+    /// The person, or the program that asks.
+    User,
+    /// An earlier answer of the model.
+    Assistant,
+}
+
+impl Role {
+    /// The name on D-Bus and in chat templates.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said, in order; at least one.
+    pub parts: Vec<Part>,
+}
+
+/// A piece of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// UTF-8 text.
+    Text(String),
+}
+
+impl Message {
+    /// The message's text parts, joined as they are.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.parts.iter().map(|Part::Text(text)| text.as_str()).collect()
+    }
+}
+
+/// How tokens are drawn; `None` is the model's own default.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sampling {
+    /// 0 (greedy) to 2.
+    pub temperature: Option<f64>,
+    /// 1 to 1000.
+    pub top_k: Option<u32>,
+    /// Above 0, to 1.
+    pub top_p: Option<f64>,
+    /// 0 to 1.
+    pub min_p: Option<f64>,
+    /// Makes a run repeatable.
+    pub seed: Option<u64>,
+    /// -2 to 2.
+    pub presence_penalty: Option<f64>,
+    /// -2 to 2.
+    pub frequency_penalty: Option<f64>,
+    /// Above 0, to 2.
+    pub repetition_penalty: Option<f64>,
+}
+
+/// Where an answer ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stopping {
+    /// New tokens at most; 0 until [`GenerateRequest::check`] puts the default in.
+    pub max_tokens: u32,
+    /// The answer ends before the first of these.
+    pub stop: Vec<String>,
+    /// The request ends after this time, queue and loading included; 0 is none.
+    pub deadline_ms: u64,
+}
+
+/// A request for text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateRequest {
+    /// Oldest first; the last is the user's.
+    pub messages: Vec<Message>,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// Where the answer ends.
+    pub stopping: Stopping,
+}
+
+/// What a request may ask for, from the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests that generate at once.
+    pub parallel_requests: u32,
+    /// Requests that may wait.
+    pub queued_requests: u32,
+    /// `Stopping::max_tokens` at most.
+    pub max_tokens: u32,
+    /// `Stopping::max_tokens` when a request names none.
+    pub default_max_tokens: u32,
+    /// Text in one request, all messages together.
+    pub prompt_bytes: u32,
+}
+
+/// Stop strings in one request, and bytes in one of them.
+const STOP_STRINGS: usize = 8;
+const STOP_BYTES: usize = 256;
+/// Messages in one conversation: beyond any use, and a bound for templates.
+const MESSAGES: usize = 1024;
+
+impl GenerateRequest {
+    /// Checks every value and puts the default for `max_tokens` in.
+    pub fn check(&mut self, limits: &Limits) -> Result<(), Error> {
+        check_messages(&self.messages, limits)?;
+        self.sampling.check()?;
+        self.stopping.check(limits)
+    }
+}
+
+/// Checks a conversation: its order and its length.
+pub fn check_messages(messages: &[Message], limits: &Limits) -> Result<(), Error> {
+    if messages.len() > MESSAGES {
+        return Err(Error::invalid("messages", format!("at most {MESSAGES} messages")));
+    }
+    match messages.last() {
+        None => return Err(Error::invalid("messages", "at least one message")),
+        Some(last) if last.role != Role::User => {
+            return Err(Error::invalid(
+                format!("messages[{}].role", messages.len() - 1),
+                "the last message must be the user's",
+            ));
+        }
+        Some(_) => {}
+    }
+    let mut bytes = 0;
+    for (index, message) in messages.iter().enumerate() {
+        if message.role == Role::System && index > 0 {
+            return Err(Error::invalid(
+                format!("messages[{index}].role"),
+                "only the first message may be the system's",
+            ));
+        }
+        if message.parts.is_empty() {
+            return Err(Error::invalid(format!("messages[{index}].parts"), "at least one part"));
+        }
+        bytes += message.parts.iter().map(|Part::Text(text)| text.len()).sum::<usize>();
+    }
+    if bytes > limits.prompt_bytes as usize {
+        return Err(Error::invalid(
+            "messages",
+            format!("{bytes} bytes of text, and at most {} are taken", limits.prompt_bytes),
+        ));
+    }
+    Ok(())
+}
+
+impl Sampling {
+    fn check(&self) -> Result<(), Error> {
+        let within = |name: &str, value: Option<f64>, low: f64, high: f64| match value {
+            Some(value) if !(low..=high).contains(&value) => Err(Error::invalid(
+                format!("sampling.{name}"),
+                format!("{value} is not within {low} and {high}"),
+            )),
+            _ => Ok(()),
+        };
+        // The smallest positive number stands for "above 0".
+        let above_zero = f64::MIN_POSITIVE;
+        within("temperature", self.temperature, 0.0, 2.0)?;
+        within("top_k", self.top_k.map(f64::from), 1.0, 1000.0)?;
+        within("top_p", self.top_p, above_zero, 1.0)?;
+        within("min_p", self.min_p, 0.0, 1.0)?;
+        within("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
+        within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
+        within("repetition_penalty", self.repetition_penalty, above_zero, 2.0)
+    }
+}
+
+impl Stopping {
+    fn check(&mut self, limits: &Limits) -> Result<(), Error> {
+        if self.max_tokens == 0 {
+            self.max_tokens = limits.default_max_tokens;
+        }
+        if self.max_tokens > limits.max_tokens {
+            return Err(Error::invalid(
+                "stopping.max_tokens",
+                format!("{} is above the limit of {}", self.max_tokens, limits.max_tokens),
+            ));
+        }
+        if self.stop.len() > STOP_STRINGS {
+            return Err(Error::invalid("stopping.stop", format!("at most {STOP_STRINGS} strings")));
+        }
+        for (index, stop) in self.stop.iter().enumerate() {
+            if stop.is_empty() || stop.len() > STOP_BYTES {
+                return Err(Error::invalid(
+                    format!("stopping.stop[{index}]"),
+                    format!("a stop string has 1 to {STOP_BYTES} bytes"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        parallel_requests: 1,
+        queued_requests: 1,
+        max_tokens: 100,
+        default_max_tokens: 10,
+        prompt_bytes: 64,
+    };
+
+    fn message(role: Role, text: &str) -> Message {
+        Message { role, parts: vec![Part::Text(text.into())] }
+    }
+
+    fn request() -> GenerateRequest {
+        GenerateRequest {
+            messages: vec![message(Role::System, "Be brief."), message(Role::User, "Hello")],
+            sampling: Sampling::default(),
+            stopping: Stopping::default(),
+        }
+    }
+
+    fn field(change: impl FnOnce(&mut GenerateRequest)) -> String {
+        let mut request = request();
+        change(&mut request);
+        match request.check(&LIMITS) {
+            Err(Error::InvalidArgument { field, .. }) => field,
+            other => panic!("expected an invalid argument, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_good_request_gets_the_default_length() {
+        let mut request = request();
+        request.check(&LIMITS).unwrap();
+        assert_eq!(request.stopping.max_tokens, 10);
+    }
+
+    #[test]
+    fn bad_values_are_refused_by_name() {
+        assert_eq!(field(|r| r.messages.clear()), "messages");
+        assert_eq!(field(|r| r.messages.reverse()), "messages[1].role");
+        assert_eq!(
+            field(|r| r.messages.insert(0, message(Role::User, "?"))),
+            "messages[1].role"
+        );
+        assert_eq!(field(|r| r.messages[1].parts.clear()), "messages[1].parts");
+        assert_eq!(field(|r| r.messages[1] = message(Role::User, &"x".repeat(65))), "messages");
+        assert_eq!(field(|r| r.sampling.temperature = Some(f64::NAN)), "sampling.temperature");
+        assert_eq!(field(|r| r.sampling.temperature = Some(-0.1)), "sampling.temperature");
+        assert_eq!(field(|r| r.sampling.top_k = Some(0)), "sampling.top_k");
+        assert_eq!(field(|r| r.sampling.top_p = Some(0.0)), "sampling.top_p");
+        assert_eq!(field(|r| r.sampling.min_p = Some(1.5)), "sampling.min_p");
+        assert_eq!(field(|r| r.sampling.presence_penalty = Some(3.0)), "sampling.presence_penalty");
+        assert_eq!(
+            field(|r| r.sampling.frequency_penalty = Some(f64::INFINITY)),
+            "sampling.frequency_penalty"
+        );
+        assert_eq!(
+            field(|r| r.sampling.repetition_penalty = Some(0.0)),
+            "sampling.repetition_penalty"
+        );
+        assert_eq!(field(|r| r.stopping.max_tokens = 101), "stopping.max_tokens");
+        assert_eq!(field(|r| r.stopping.stop = vec!["x".into(); 9]), "stopping.stop");
+        assert_eq!(field(|r| r.stopping.stop = vec!["a".into(), String::new()]), "stopping.stop[1]");
+    }
+}
