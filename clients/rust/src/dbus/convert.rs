@@ -1,0 +1,299 @@
+//! What the vocabulary of `nestd.v1` looks like on the bus, as `org.nestd.Manager1.xml` and
+//! `org.nestd.Request1.xml` write it: messages as `a(sa(sv))`, options and reports as `a{sv}`, events as
+//! signals.
+
+use std::collections::{BTreeMap, HashMap};
+
+use nestd_proto::{
+    dbus::ERROR_PREFIX,
+    v1::{
+        ErrorReason, FinishReason, Finished, GenerateRequest, Limits, Loading, Message, Model,
+        Prefill, Priority, Queued, Role, Size, SizeChanged, State, StatusReport, Text, Timings,
+        Usage, generate_event::Event, part::Kind,
+    },
+};
+use zbus::{DeserializeDict, OwnedVariant, SerializeDict, Type, Variant, names::MemberName};
+
+use crate::Error;
+
+/// Role and parts, each with its kind and value.
+pub type Turn = (String, Vec<(String, OwnedVariant)>);
+
+/// A conversation as `a(sa(sv))`. Roles and kinds that the bus has no word for go as they are, so that
+/// the daemon refuses them with its own words.
+pub fn messages(messages: &[Message]) -> Result<Vec<Turn>, Error> {
+    messages.iter().map(turn).collect()
+}
+
+fn turn(message: &Message) -> Result<Turn, Error> {
+    let role = match Role::try_from(message.role) {
+        Ok(Role::Unspecified) => String::new(),
+        Ok(Role::System) => "system".into(),
+        Ok(Role::User) => "user".into(),
+        Ok(Role::Assistant) => "assistant".into(),
+        Ok(Role::Tool) => "tool".into(),
+        Err(_) => message.role.to_string(),
+    };
+    let parts = message.parts.iter().map(|part| {
+        let (kind, value) = match &part.kind {
+            Some(Kind::Text(text)) => ("text", text.as_str()),
+            Some(Kind::Image(_)) => ("image", ""),
+            Some(Kind::Audio(_)) => ("audio", ""),
+            Some(Kind::Video(_)) => ("video", ""),
+            Some(Kind::ToolResult(_)) => ("tool_result", ""),
+            None => ("", ""),
+        };
+        Ok((kind.to_owned(), Variant::from(value).try_into_owned()?))
+    });
+    Ok((role, parts.collect::<Result<_, zbus::Error>>()?))
+}
+
+/// The options of `Generate` and `GenerateToFd`. What this version of the daemon refuses by name is sent
+/// all the same.
+#[derive(Default, SerializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct Options {
+    temperature: Option<f64>,
+    top_k: Option<u32>,
+    top_p: Option<f64>,
+    min_p: Option<f64>,
+    seed: Option<u64>,
+    presence_penalty: Option<f64>,
+    frequency_penalty: Option<f64>,
+    repetition_penalty: Option<f64>,
+    max_tokens: Option<u32>,
+    stop: Option<Vec<String>>,
+    deadline_ms: Option<u64>,
+    session: Option<String>,
+    priority: Option<String>,
+    tools: Option<Vec<(String, String, String)>>,
+    json_schema: Option<String>,
+    handle_token: String,
+}
+
+impl Options {
+    pub fn new(request: GenerateRequest, handle_token: String) -> Self {
+        let sampling = request.sampling.unwrap_or_default();
+        let stopping = request.stopping.unwrap_or_default();
+        let tools = request.tools.into_iter();
+        let tools = tools.map(|tool| (tool.name, tool.description, tool.parameters_json_schema));
+        Self {
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            seed: sampling.seed,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            repetition_penalty: sampling.repetition_penalty,
+            max_tokens: some(stopping.max_tokens),
+            stop: some(stopping.stop),
+            deadline_ms: some(stopping.deadline_ms),
+            session: some(request.session),
+            priority: match Priority::try_from(request.priority) {
+                Ok(Priority::Unspecified) => None,
+                Ok(Priority::Interactive) => Some("interactive".into()),
+                Ok(Priority::Normal) => Some("normal".into()),
+                Ok(Priority::Background) => Some("background".into()),
+                Err(_) => Some(request.priority.to_string()),
+            },
+            tools: some(tools.collect()),
+            json_schema: some(request.json_schema),
+            handle_token,
+        }
+    }
+
+    pub fn token(&self) -> &str {
+        &self.handle_token
+    }
+}
+
+/// The options of `LoadModel`.
+#[derive(SerializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct LoadOptions {
+    size: Option<String>,
+    handle_token: String,
+}
+
+impl LoadOptions {
+    pub fn new(size: &str, handle_token: &str) -> Self {
+        Self { size: some(size.to_owned()), handle_token: handle_token.to_owned() }
+    }
+}
+
+/// A value that was set: proto3 leaves the others at their default.
+fn some<T: Default + PartialEq>(value: T) -> Option<T> {
+    (value != T::default()).then_some(value)
+}
+
+/// What `GetStatus` returns.
+#[derive(DeserializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct Status {
+    version: String,
+    state: String,
+    model: String,
+    engine: String,
+    active_size: String,
+    available_sizes: Vec<String>,
+    problem: String,
+    loading_fraction: f64,
+    context_tokens: u32,
+    max_tokens: u32,
+    default_max_tokens: u32,
+    parallel_requests: u32,
+    queued_requests: u32,
+    prompt_bytes: u32,
+    running: u32,
+    queued: u32,
+}
+
+impl TryFrom<Status> for StatusReport {
+    type Error = Error;
+
+    fn try_from(status: Status) -> Result<Self, Error> {
+        let state = match status.state.as_str() {
+            "no-model" => State::NoModel,
+            "loading" => State::Loading,
+            "ready" => State::Ready,
+            "draining" => State::Draining,
+            other => return Err(Error::Unexpected(format!("nestd is in a state {other:?}"))),
+        };
+        Ok(Self {
+            version: status.version,
+            state: state.into(),
+            model: status.model,
+            engine: status.engine,
+            active_size: status.active_size,
+            available_sizes: status.available_sizes,
+            loading_fraction: status.loading_fraction,
+            problem: status.problem,
+            limits: Some(Limits {
+                context_tokens: status.context_tokens,
+                max_tokens: status.max_tokens,
+                default_max_tokens: status.default_max_tokens,
+                parallel_requests: status.parallel_requests,
+                queued_requests: status.queued_requests,
+                prompt_bytes: status.prompt_bytes,
+            }),
+            running_requests: status.running,
+            queued_requests: status.queued,
+        })
+    }
+}
+
+/// An element of what `ListModels` returns.
+#[derive(DeserializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct ModelEntry {
+    name: String,
+    engine: String,
+    context_tokens: u32,
+    loaded: bool,
+    problem: String,
+    sizes: Vec<(String, f64, u64)>,
+}
+
+impl From<ModelEntry> for Model {
+    fn from(entry: ModelEntry) -> Self {
+        let size =
+            |(name, effective_params_b, memory_mib)| Size { name, effective_params_b, memory_mib };
+        Self {
+            name: entry.name,
+            engine: entry.engine,
+            sizes: entry.sizes.into_iter().map(size).collect(),
+            context_tokens: entry.context_tokens,
+            loaded: entry.loaded,
+            problem: entry.problem,
+        }
+    }
+}
+
+/// What Finished carries; a load's has the reason alone.
+#[derive(Default, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+struct Outcome {
+    reason: String,
+    prompt_tokens: Option<u32>,
+    cached_tokens: Option<u32>,
+    completion_tokens: Option<u32>,
+    queue_us: Option<u64>,
+    ttft_us: Option<u64>,
+    prefill_tokens_per_s: Option<f64>,
+    decode_tokens_per_s: Option<f64>,
+    sizes: Option<Vec<String>>,
+}
+
+impl TryFrom<Outcome> for Finished {
+    type Error = Error;
+
+    fn try_from(outcome: Outcome) -> Result<Self, Error> {
+        let reason = match outcome.reason.as_str() {
+            "stop" => FinishReason::Stop,
+            "length" => FinishReason::Length,
+            "cancelled" => FinishReason::Cancelled,
+            "deadline" => FinishReason::Deadline,
+            other => return Err(Error::Unexpected(format!("a request finished with {other:?}"))),
+        };
+        Ok(Self {
+            reason: reason.into(),
+            usage: Some(Usage {
+                prompt_tokens: outcome.prompt_tokens.unwrap_or_default(),
+                cached_tokens: outcome.cached_tokens.unwrap_or_default(),
+                completion_tokens: outcome.completion_tokens.unwrap_or_default(),
+            }),
+            timings: Some(Timings {
+                queue_us: outcome.queue_us.unwrap_or_default(),
+                ttft_us: outcome.ttft_us.unwrap_or_default(),
+                prefill_tokens_per_s: outcome.prefill_tokens_per_s.unwrap_or_default(),
+                decode_tokens_per_s: outcome.decode_tokens_per_s.unwrap_or_default(),
+            }),
+            sizes: outcome.sizes.unwrap_or_default(),
+        })
+    }
+}
+
+/// The event that a signal of `org.nestd.Request1` is. `None` for one that a later version brings.
+pub fn event(signal: &zbus::Message) -> Result<Option<Event>, Error> {
+    let header = signal.header();
+    let body = signal.body();
+    let event = match header.member().map_or("", MemberName::as_str) {
+        "Queued" => Event::Queued(Queued { position: body.deserialize()? }),
+        "Loading" => Event::Loading(Loading { fraction: body.deserialize()? }),
+        "Prefill" => {
+            let (done_tokens, total_tokens) = body.deserialize()?;
+            Event::Prefill(Prefill { done_tokens, total_tokens })
+        }
+        "Text" => Event::Text(Text { delta: body.deserialize()? }),
+        "SizeChanged" => {
+            let (from, to, reason) = body.deserialize()?;
+            Event::SizeChanged(SizeChanged { from, to, reason })
+        }
+        "Finished" => Event::Finished(body.deserialize::<Outcome>()?.try_into()?),
+        "Failed" => {
+            let (name, message, details): (String, String, HashMap<String, OwnedVariant>) =
+                body.deserialize()?;
+            return Err(failure(&name, message, &details));
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(event))
+}
+
+/// A failure by its error's name, with the prefix or without.
+fn failure(name: &str, message: String, details: &HashMap<String, OwnedVariant>) -> Error {
+    let short = name.strip_prefix(ERROR_PREFIX).unwrap_or(name);
+    Error::from_named(&format!("{ERROR_PREFIX}{short}"), message, details)
+}
+
+/// What the end of a stream means whose daemon left the bus: it was told to, or it was not.
+pub fn gone(state: Option<i32>) -> Error {
+    if state == Some(State::Draining.into()) {
+        return Error::failed(ErrorReason::ShuttingDown, "the daemon is stopping", BTreeMap::new());
+    }
+    Error::disconnected()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+//! The gRPC half: thin calls of the generated clients over a Unix socket. `Client` calls it.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use futures::{Stream, StreamExt, future::ready, stream};
+use hyper_util::rt::TokioIo;
+use nestd_proto::v1::{
+    CountTokensRequest, GenerateEvent, GenerateRequest, GetStatusRequest, ListModelsRequest,
+    LoadModelEvent, LoadModelRequest, Message, Model, StatusReport, UnloadModelRequest,
+    WatchStatusRequest, generate_event::Event, inference_client::InferenceClient,
+    models_client::ModelsClient, status_client::StatusClient,
+};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{Error, Events, Fractions, Reports};
+
+/// The daemon over its gRPC socket. Connects again by itself when the daemon has been restarted.
+#[derive(Clone, Debug)]
+pub struct Grpc {
+    channel: Channel,
+    socket: Arc<Path>,
+}
+
+impl Grpc {
+    /// Connects to the socket.
+    pub async fn connect(socket: impl Into<PathBuf>) -> Result<Self, Error> {
+        let socket: Arc<Path> = socket.into().into();
+        let path = socket.clone();
+        // The address is asked for by HTTP and used by nobody.
+        let channel = Endpoint::from_static("http://nestd.invalid")
+            .connect_with_connector(tower::service_fn(move |_| {
+                let path = path.clone();
+                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+            }))
+            .await
+            .map_err(|error| connect_error(&error, &socket))?;
+        Ok(Self { channel, socket })
+    }
+
+    fn error(&self) -> impl Fn(tonic::Status) -> Error + Send + 'static {
+        let socket = self.socket.clone();
+        move |status| Error::from_status(&status, &socket)
+    }
+
+    /// See [`crate::Client::status`].
+    pub async fn status(&self) -> Result<StatusReport, Error> {
+        let reply = StatusClient::new(self.channel.clone()).get(GetStatusRequest {}).await;
+        Ok(reply.map_err(self.error())?.into_inner())
+    }
+
+    /// See [`crate::Client::watch_status`].
+    pub async fn watch_status(&self) -> Result<Reports, Error> {
+        let reply = StatusClient::new(self.channel.clone()).watch(WatchStatusRequest {}).await;
+        Ok(until(self.streamed(reply)?, |_| false, lost).boxed())
+    }
+
+    /// See [`crate::Client::generate`].
+    pub async fn generate(&self, request: GenerateRequest) -> Result<Events, Error> {
+        let reply = InferenceClient::new(self.channel.clone()).generate(request).await;
+        let finished = |event: &GenerateEvent| matches!(event.event, Some(Event::Finished(_)));
+        Ok(until(self.streamed(reply)?, finished, lost).boxed())
+    }
+
+    /// See [`crate::Client::count_tokens`].
+    pub async fn count_tokens(&self, messages: Vec<Message>) -> Result<u32, Error> {
+        let mut client = InferenceClient::new(self.channel.clone());
+        let reply = client.count_tokens(CountTokensRequest { messages }).await;
+        Ok(reply.map_err(self.error())?.into_inner().tokens)
+    }
+
+    /// See [`crate::Client::models`].
+    pub async fn models(&self) -> Result<Vec<Model>, Error> {
+        let reply = ModelsClient::new(self.channel.clone()).list(ListModelsRequest {}).await;
+        Ok(reply.map_err(self.error())?.into_inner().models)
+    }
+
+    /// See [`crate::Client::load`].
+    pub async fn load(&self, model: &str, size: &str) -> Result<Fractions, Error> {
+        let request = LoadModelRequest { model: model.into(), size: size.into() };
+        let reply = ModelsClient::new(self.channel.clone()).load(request).await;
+        // The estimate may reach 1 before the model answers; the end of the stream says that it does.
+        let fractions = self
+            .streamed(reply)?
+            .map(|event| event.map(|LoadModelEvent { fraction }| fraction))
+            .filter(|fraction| ready(!matches!(fraction, Ok(1.0..))));
+        Ok(until(fractions, |fraction| *fraction >= 1.0, || Ok(1.0)).boxed())
+    }
+
+    /// See [`crate::Client::unload`].
+    pub async fn unload(&self) -> Result<(), Error> {
+        let reply = ModelsClient::new(self.channel.clone()).unload(UnloadModelRequest {}).await;
+        reply.map_err(self.error()).map(drop)
+    }
+
+    fn streamed<T>(
+        &self,
+        reply: Result<tonic::Response<tonic::Streaming<T>>, tonic::Status>,
+    ) -> Result<impl Stream<Item = Result<T, Error>> + Send + 'static, Error>
+    where
+        T: Send + 'static,
+    {
+        let error = self.error();
+        let items = reply.map_err(&error)?.into_inner();
+        Ok(items.map(move |item| item.map_err(&error)))
+    }
+}
+
+/// Ends a stream with its last item or with its first error, and one that stops before either with
+/// `at_end`.
+fn until<T: Send + 'static>(
+    items: impl Stream<Item = Result<T, Error>> + Send + 'static,
+    is_last: impl Fn(&T) -> bool + Send + 'static,
+    at_end: impl Fn() -> Result<T, Error> + Send + 'static,
+) -> impl Stream<Item = Result<T, Error>> + Send + 'static {
+    stream::unfold((Some(items.boxed()), is_last, at_end), |(items, is_last, at_end)| async move {
+        let mut items = items?;
+        let item = items.next().await.unwrap_or_else(&at_end);
+        let goes_on = item.as_ref().is_ok_and(|item| !is_last(item));
+        Some((item, (goes_on.then_some(items), is_last, at_end)))
+    })
+}
+
+/// What the end of a stream means that has a last item of its own.
+fn lost<T>() -> Result<T, Error> {
+    Err(Error::disconnected())
+}
+
+/// What a failed connection means: the I/O error is somewhere below tonic's.
+fn connect_error(error: &tonic::transport::Error, socket: &Path) -> Error {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(inner) = source {
+        if let Some(inner) = inner.downcast_ref::<io::Error>() {
+            return Error::from_connect(inner, socket);
+        }
+        source = inner.source();
+    }
+    Error::Unreachable(format!(
+        "{} does not answer ({error}): see that it is nestd's socket",
+        socket.display()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn collect(items: Vec<Result<u8, Error>>) -> Vec<Result<u8, Error>> {
+        until(stream::iter(items), |item| *item == 9, lost).collect().await
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_with_its_last_item() {
+        assert_eq!(collect(vec![Ok(1), Ok(9), Ok(2)]).await, vec![Ok(1), Ok(9)]);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_stops_early_says_so() {
+        assert_eq!(collect(vec![Ok(1)]).await, vec![Ok(1), Err(Error::disconnected())]);
+    }
+
+    #[tokio::test]
+    async fn nothing_follows_an_error() {
+        let error = Error::Unexpected("x".into());
+        assert_eq!(collect(vec![Err(error.clone()), Ok(1)]).await, vec![Err(error)]);
+    }
+
+    #[tokio::test]
+    async fn a_missing_socket_is_an_unreachable_daemon() {
+        let error = Grpc::connect("/nonexistent/nestd.sock").await.unwrap_err();
+        assert!(matches!(error, Error::Unreachable(text)
+            if text.starts_with("nestd is not running at /nonexistent/nestd.sock")));
+    }
+}
