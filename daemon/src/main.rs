@@ -1,1 +1,76 @@
-fn main(){}
+//! `nestd`: reads the command line and the configuration, and runs the daemon.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use nestd::config::{Config, Layers};
+
+/// Hosts Gemma 3n on this device and serves local programs over D-Bus and gRPC.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "\
+The settings, all with comments, are in the shipped nestd.toml (--print-defaults writes it).
+Layers, later wins: /usr/lib/nestd/nestd.toml, the file of --config, drop-ins *.toml in the folders
+of those names with .d, environment variables such as NESTD_LIMITS__MAX_TOKENS=256.
+
+Signals: SIGTERM and SIGINT stop, after running requests have ended (limits.drain_ms at most);
+SIGHUP reads the settings again. Exit status: 0 stopped by a signal, 1 failed, 78 settings wrong.
+
+Try it without a model: NESTD_SIM__ENABLED=true NESTD_MODEL__NAME=sim \\
+  NESTD_GRPC__SOCKET=$XDG_RUNTIME_DIR/nestd.sock NESTD_DBUS__BUS=session nestd"
+)]
+struct Arguments {
+    /// The administrator's settings.
+    #[arg(long, value_name = "FILE", default_value = "/etc/nestd/nestd.toml")]
+    config: PathBuf,
+    /// Check the settings, tell every problem, and exit.
+    #[arg(long)]
+    check_config: bool,
+    /// Write the settings with their defaults and their documentation, and exit.
+    #[arg(long)]
+    print_defaults: bool,
+}
+
+/// EX_CONFIG of sysexits.h, which systemd shows as CONFIG.
+const CONFIG_WRONG: u8 = 78;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.print_defaults {
+        print!("{}", nestd::config::DEFAULTS);
+        return ExitCode::SUCCESS;
+    }
+    let layers = Layers {
+        vendor: "/usr/lib/nestd/nestd.toml".into(),
+        admin: arguments.config,
+        environment: std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect(),
+    };
+    let config = match Config::load(&layers) {
+        Ok(config) => config,
+        Err(problems) => {
+            for problem in problems {
+                eprintln!("nestd: {problem}");
+            }
+            return ExitCode::from(CONFIG_WRONG);
+        }
+    };
+    if arguments.check_config {
+        println!("nestd: the settings are valid");
+        return ExitCode::SUCCESS;
+    }
+    let result = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime.block_on(nestd::app::run(config, layers)),
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("nestd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -4,7 +4,8 @@
 //! Whatever one can do, the other can; the documentation of each member is in those files.
 
 /// The gRPC package `nestd.v1`: messages, clients and servers.
-#[allow(clippy::all, clippy::pedantic, clippy::unwrap_used)]
+// Comments of .proto members are their documentation; names that say it all have none.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod v1 {
     tonic::include_proto!("nestd.v1");
 

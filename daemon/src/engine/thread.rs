@@ -1,8 +1,10 @@
 //! The engine thread: owns the engine, takes commands from a bounded channel, and steps the engine
 //! between them. It ends when the last [`Handle`] is dropped; if it ends before, the daemon does too.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
-use std::thread::JoinHandle;
+use std::convert::Infallible;
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel,
+};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -48,13 +50,16 @@ pub struct Handle {
     commands: SyncSender<Command>,
 }
 
-/// Starts the engine thread.
-pub fn spawn() -> std::io::Result<(Handle, JoinHandle<()>)> {
+/// Starts the engine thread. The receiver completes, with an error, when the thread has ended.
+pub fn spawn() -> std::io::Result<(Handle, oneshot::Receiver<Infallible>)> {
     let (commands, receiver) = sync_channel(COMMANDS);
-    let thread = std::thread::Builder::new()
-        .name("nestd-engine".into())
-        .spawn(move || run(&receiver))?;
-    Ok((Handle { commands }, thread))
+    let (alive, ended) = oneshot::channel();
+    std::thread::Builder::new().name("nestd-engine".into()).spawn(move || {
+        // Dropped when the thread returns or panics.
+        let _alive = alive;
+        run(&receiver);
+    })?;
+    Ok((Handle { commands }, ended))
 }
 
 impl Handle {
@@ -97,7 +102,10 @@ impl Handle {
     }
 }
 
-async fn within<T>(limit: Duration, answer: oneshot::Receiver<Result<T, Error>>) -> Result<T, Error> {
+async fn within<T>(
+    limit: Duration,
+    answer: oneshot::Receiver<Result<T, Error>>,
+) -> Result<T, Error> {
     match tokio::time::timeout(limit, answer).await {
         Ok(answer) => answer.map_err(|_| gone())?,
         Err(_) => Err(busy()),

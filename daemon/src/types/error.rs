@@ -91,7 +91,9 @@ pub enum Error {
         what: String,
     },
     /// The reader fell behind by more than the buffer holds.
-    #[error("the reader fell behind by more than {buffer_bytes} bytes of text, and the request was ended")]
+    #[error(
+        "the reader fell behind by more than {buffer_bytes} bytes of text, and the request was ended"
+    )]
     Lagged {
         /// What the buffer holds.
         buffer_bytes: u64,

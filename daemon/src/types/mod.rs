@@ -1,11 +1,15 @@
 //! The daemon's own vocabulary. Knows nothing of transports, engines or files; everybody knows it.
 
+mod client;
 mod error;
 mod event;
 mod model;
 mod request;
 
+pub use client::Client;
 pub use error::{Detail, Error};
 pub use event::{Event, FinishReason, Finished, Timings, Usage};
 pub use model::{EngineKind, Loaded, ModelInfo, SizeInfo, State, Status};
-pub use request::{check_messages, GenerateRequest, Limits, Message, Part, Role, Sampling, Stopping};
+pub use request::{
+    GenerateRequest, Limits, Message, Part, Role, Sampling, Stopping, check_messages,
+};

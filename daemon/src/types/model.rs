@@ -84,3 +84,14 @@ pub struct Status {
     /// Why there is no model, or why the last load failed; empty if all is well.
     pub problem: String,
 }
+
+impl Status {
+    /// The model that is loaded or being loaded; empty if none.
+    #[must_use]
+    pub fn model(&self) -> &str {
+        match &self.loaded {
+            Some(loaded) if self.loading.is_empty() => &loaded.model,
+            _ => &self.loading,
+        }
+    }
+}

@@ -250,10 +250,7 @@ mod tests {
     fn bad_values_are_refused_by_name() {
         assert_eq!(field(|r| r.messages.clear()), "messages");
         assert_eq!(field(|r| r.messages.reverse()), "messages[1].role");
-        assert_eq!(
-            field(|r| r.messages.insert(0, message(Role::User, "?"))),
-            "messages[1].role"
-        );
+        assert_eq!(field(|r| r.messages.insert(0, message(Role::User, "?"))), "messages[1].role");
         assert_eq!(field(|r| r.messages[1].parts.clear()), "messages[1].parts");
         assert_eq!(field(|r| r.messages[1] = message(Role::User, &"x".repeat(65))), "messages");
         assert_eq!(field(|r| r.sampling.temperature = Some(f64::NAN)), "sampling.temperature");
@@ -272,6 +269,9 @@ mod tests {
         );
         assert_eq!(field(|r| r.stopping.max_tokens = 101), "stopping.max_tokens");
         assert_eq!(field(|r| r.stopping.stop = vec!["x".into(); 9]), "stopping.stop");
-        assert_eq!(field(|r| r.stopping.stop = vec!["a".into(), String::new()]), "stopping.stop[1]");
+        assert_eq!(
+            field(|r| r.stopping.stop = vec!["a".into(), String::new()]),
+            "stopping.stop[1]"
+        );
     }
 }

@@ -1,0 +1,220 @@
+//! From D-Bus values to the daemon's types, and back. Nothing from a client is trusted: a key, a kind
+//! or a role that is not known is refused by name, and so is a value of another type.
+
+use std::collections::HashMap;
+
+use zbus::{OwnedVariant, Str, Variant};
+
+use crate::service::{Listed, Report};
+use crate::types::{
+    EngineKind, Error, FinishReason, Finished, Message, Part, Role, Sampling, State, Status,
+    Stopping,
+};
+
+/// A conversation: `a(sa(sv))`.
+pub(super) type Messages = Vec<(String, Vec<(String, OwnedVariant)>)>;
+/// `a{sv}` from a client.
+pub(super) type Options = HashMap<String, OwnedVariant>;
+/// `a{sv}` to a client.
+pub(super) type Dict = HashMap<&'static str, OwnedVariant>;
+
+const LATER: &str = "this version of nestd does not have it";
+
+pub(super) fn messages(messages: Messages) -> Result<Vec<Message>, Error> {
+    messages.into_iter().enumerate().map(decode).collect()
+}
+
+fn decode(
+    (index, (role, parts)): (usize, (String, Vec<(String, OwnedVariant)>)),
+) -> Result<Message, Error> {
+    let role = match role.as_str() {
+        "system" => Role::System,
+        "user" => Role::User,
+        "assistant" => Role::Assistant,
+        "tool" => return Err(Error::unsupported(format!("messages[{index}].role tool"), LATER)),
+        _ => {
+            return Err(Error::invalid(
+                format!("messages[{index}].role"),
+                format!("{role:?} is not \"system\", \"user\" or \"assistant\""),
+            ));
+        }
+    };
+    let part = |(part, (kind, value)): (usize, (String, OwnedVariant))| {
+        let path = format!("messages[{index}].parts[{part}]");
+        match kind.as_str() {
+            "text" => Ok(Part::Text(take(&path, value)?)),
+            "image" | "audio" | "video" | "tool_result" => {
+                Err(Error::unsupported(format!("{path}.{kind}"), LATER))
+            }
+            _ => Err(Error::invalid(path, format!("{kind:?} is not a kind of part"))),
+        }
+    };
+    let parts = parts.into_iter().enumerate().map(part).collect::<Result<_, _>>()?;
+    Ok(Message { role, parts })
+}
+
+/// What the options of Generate say.
+#[derive(Debug, Default)]
+pub(super) struct Decoded {
+    pub(super) sampling: Sampling,
+    pub(super) stopping: Stopping,
+    pub(super) handle_token: Option<String>,
+}
+
+pub(super) fn options(options: Options) -> Result<Decoded, Error> {
+    let mut decoded = Decoded::default();
+    let Decoded { sampling, stopping, handle_token } = &mut decoded;
+    for (key, value) in options {
+        match key.as_str() {
+            "temperature" => sampling.temperature = Some(take(&key, value)?),
+            "top_k" => sampling.top_k = Some(take(&key, value)?),
+            "top_p" => sampling.top_p = Some(take(&key, value)?),
+            "min_p" => sampling.min_p = Some(take(&key, value)?),
+            "seed" => sampling.seed = Some(take(&key, value)?),
+            "presence_penalty" => sampling.presence_penalty = Some(take(&key, value)?),
+            "frequency_penalty" => sampling.frequency_penalty = Some(take(&key, value)?),
+            "repetition_penalty" => sampling.repetition_penalty = Some(take(&key, value)?),
+            "max_tokens" => stopping.max_tokens = take(&key, value)?,
+            "stop" => stopping.stop = take(&key, value)?,
+            "deadline_ms" => stopping.deadline_ms = take(&key, value)?,
+            "handle_token" => *handle_token = Some(take(&key, value)?),
+            "session" | "priority" | "tools" | "json_schema" => {
+                return Err(Error::unsupported(key, LATER));
+            }
+            _ => return Err(unknown(key)),
+        }
+    }
+    Ok(decoded)
+}
+
+/// What the options of LoadModel say: the size, and the handle token.
+pub(super) fn load_options(options: Options) -> Result<(String, Option<String>), Error> {
+    let (mut size, mut handle_token) = (String::new(), None);
+    for (key, value) in options {
+        match key.as_str() {
+            "size" => size = take(&key, value)?,
+            "handle_token" => handle_token = Some(take(&key, value)?),
+            _ => return Err(unknown(key)),
+        }
+    }
+    Ok((size, handle_token))
+}
+
+fn unknown(key: String) -> Error {
+    Error::invalid(key, "is not an option of this call")
+}
+
+/// A value of the type that its key wants.
+fn take<T: TryFrom<OwnedVariant> + zbus::Type>(key: &str, value: OwnedVariant) -> Result<T, Error> {
+    let given = value.value_signature().to_string();
+    T::try_from(value).map_err(|_| {
+        Error::invalid(
+            key,
+            format!("has the D-Bus type {given:?}, and wants {:?}", T::SIGNATURE.to_string()),
+        )
+    })
+}
+
+/// A string as a variant. (A string is never a file descriptor, the one thing that cannot be copied.)
+pub(super) fn string(text: &str) -> OwnedVariant {
+    OwnedVariant::from(Str::from(text.to_owned()))
+}
+
+fn array(items: &[String]) -> OwnedVariant {
+    OwnedVariant::try_from(Variant::from(items.to_vec())).unwrap_or_else(|_| string(""))
+}
+
+pub(super) fn finished(end: &Finished) -> Dict {
+    let reason = match end.reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        FinishReason::Cancelled => "cancelled",
+        FinishReason::Deadline => "deadline",
+    };
+    HashMap::from([
+        ("reason", string(reason)),
+        ("prompt_tokens", end.usage.prompt_tokens.into()),
+        ("cached_tokens", end.usage.cached_tokens.into()),
+        ("completion_tokens", end.usage.completion_tokens.into()),
+        ("queue_us", end.timings.queue_us.into()),
+        ("ttft_us", end.timings.ttft_us.into()),
+        ("prefill_tokens_per_s", end.timings.prefill_tokens_per_s.into()),
+        ("decode_tokens_per_s", end.timings.decode_tokens_per_s.into()),
+        ("sizes", array(&end.sizes)),
+    ])
+}
+
+pub(super) fn state(status: &Status) -> &'static str {
+    match status.state {
+        State::NoModel => "no-model",
+        State::Loading => "loading",
+        State::Ready => "ready",
+        State::Draining => "draining",
+    }
+}
+
+/// The properties of Manager1 that may change, by name.
+pub(super) fn properties(status: &Status) -> [(&'static str, OwnedVariant); 6] {
+    let loaded = status.loaded.as_ref();
+    [
+        ("State", string(state(status))),
+        ("Model", string(status.model())),
+        ("Engine", string(loaded.map_or("", |loaded| loaded.engine.name()))),
+        ("ActiveSize", string(loaded.map_or("", |loaded| &loaded.size))),
+        ("AvailableSizes", array(loaded.map_or(&[], |loaded| &loaded.sizes))),
+        ("Problem", string(&status.problem)),
+    ]
+}
+
+pub(super) fn report(report: &Report) -> Dict {
+    let Report { status, limits, running, queued } = report;
+    let loaded = status.loaded.as_ref();
+    HashMap::from([
+        ("version", string(env!("CARGO_PKG_VERSION"))),
+        ("state", string(state(status))),
+        ("model", string(status.model())),
+        ("engine", string(loaded.map_or("", |loaded| loaded.engine.name()))),
+        ("active_size", string(loaded.map_or("", |loaded| &loaded.size))),
+        ("available_sizes", array(loaded.map_or(&[], |loaded| &loaded.sizes))),
+        ("problem", string(&status.problem)),
+        ("loading_fraction", status.loading_fraction.into()),
+        ("context_tokens", loaded.map_or(0, |loaded| loaded.context_tokens).into()),
+        ("max_tokens", limits.max_tokens.into()),
+        ("default_max_tokens", limits.default_max_tokens.into()),
+        ("parallel_requests", limits.parallel_requests.into()),
+        ("queued_requests", limits.queued_requests.into()),
+        ("prompt_bytes", limits.prompt_bytes.into()),
+        ("running", (*running).into()),
+        ("queued", (*queued).into()),
+    ])
+}
+
+pub(super) fn model(listed: &Listed) -> Dict {
+    let info = listed.info.as_ref();
+    let problem = info.err().map(ToString::to_string).unwrap_or_default();
+    let sizes: Vec<(String, f64, u64)> = info.map_or_else(
+        |_| Vec::new(),
+        |info| {
+            let sizes = info.sizes.iter();
+            sizes.map(|s| (s.name.clone(), s.effective_params_b, s.memory_mib)).collect()
+        },
+    );
+    HashMap::from([
+        ("name", string(&listed.model)),
+        ("engine", string(info.map_or("", |info| EngineKind::name(info.engine)))),
+        ("context_tokens", info.map_or(0, |info| info.context_tokens).into()),
+        ("loaded", listed.loaded.into()),
+        ("problem", string(&problem)),
+        ("sizes", OwnedVariant::try_from(Variant::new(sizes)).unwrap_or_else(|_| string(""))),
+    ])
+}
+
+/// An outcome that is an error.
+pub(super) fn failed(name: &str, message: &str, details: &Dict) -> Dict {
+    let details = OwnedVariant::try_from(Variant::from(details.clone()));
+    HashMap::from([
+        ("error", string(name)),
+        ("message", string(message)),
+        ("details", details.unwrap_or_else(|_| string(""))),
+    ])
+}

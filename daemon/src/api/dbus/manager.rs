@@ -1,0 +1,192 @@
+//! `org.nestd.Manager1`: decode, call the service, encode. The documentation of each member is in
+//! proto/dbus/org.nestd.Manager1.xml, which a test compares with the live interface.
+
+use std::sync::Arc;
+
+use zbus::message::Header;
+use zbus::object_server::ResponseDispatchNotifier;
+use zbus::{Connection, OwnedFd, OwnedObjectPath, fdo, interface};
+
+use super::convert::{self, Dict, Messages, Options};
+use super::error::Failure;
+use super::handles::{Handle, Handles};
+use super::pipe::Pipe;
+use super::request;
+use crate::service::Service;
+use crate::stream::Events;
+use crate::types::{Client, Error, GenerateRequest};
+
+/// The object at `/org/nestd/Nestd1`.
+pub(super) struct Manager {
+    pub(super) service: Arc<Service>,
+    pub(super) handles: Handles,
+}
+
+/// The path goes out first, then the request's first signal.
+type NewRequest = ResponseDispatchNotifier<OwnedObjectPath>;
+
+#[interface(name = "org.nestd.Manager1", introspection_docs = false)]
+impl Manager {
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> String {
+        env!("CARGO_PKG_VERSION").into()
+    }
+
+    #[zbus(property)]
+    fn state(&self) -> String {
+        convert::state(&self.service.report().status).into()
+    }
+
+    #[zbus(property)]
+    fn model(&self) -> String {
+        self.service.report().status.model().into()
+    }
+
+    #[zbus(property)]
+    fn engine(&self) -> String {
+        let loaded = self.service.report().status.loaded;
+        loaded.map_or_else(String::new, |loaded| loaded.engine.name().into())
+    }
+
+    #[zbus(property)]
+    fn active_size(&self) -> String {
+        self.service.report().status.loaded.map_or_else(String::new, |loaded| loaded.size)
+    }
+
+    #[zbus(property)]
+    fn available_sizes(&self) -> Vec<String> {
+        self.service.report().status.loaded.map_or_else(Vec::new, |loaded| loaded.sizes)
+    }
+
+    #[zbus(property)]
+    fn problem(&self) -> String {
+        self.service.report().status.problem
+    }
+
+    #[zbus(out_args("status"))]
+    fn get_status(&self) -> Dict {
+        convert::report(&self.service.report())
+    }
+
+    #[zbus(out_args("request"))]
+    async fn generate(
+        &self,
+        messages: Messages,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<NewRequest, Failure> {
+        self.start(None, messages, options, &header, connection).await
+    }
+
+    #[zbus(out_args("request"))]
+    async fn generate_to_fd(
+        &self,
+        fd: OwnedFd,
+        messages: Messages,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<NewRequest, Failure> {
+        let pipe = Pipe::new(fd.into())?;
+        self.start(Some(pipe), messages, options, &header, connection).await
+    }
+
+    #[zbus(out_args("tokens"))]
+    async fn count_tokens(&self, messages: Messages) -> Result<u32, Failure> {
+        Ok(self.service.count_tokens(convert::messages(messages)?).await?)
+    }
+
+    #[zbus(out_args("models"))]
+    async fn list_models(&self) -> Result<Vec<Dict>, Failure> {
+        Ok(self.service.models().await?.iter().map(convert::model).collect())
+    }
+
+    #[zbus(out_args("request"))]
+    async fn load_model(
+        &self,
+        model: String,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<NewRequest, Failure> {
+        let (size, token) = convert::load_options(options)?;
+        let (handle, client) = self.caller(token, &header, connection).await?;
+        let events = self.service.load(&client, &model, &size).await?;
+        announce(handle, events, None, client, connection).await
+    }
+
+    async fn unload_model(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), Failure> {
+        let (_handle, client) = self.caller(None, &header, connection).await?;
+        Ok(self.service.unload(&client).await?)
+    }
+}
+
+impl Manager {
+    async fn start(
+        &self,
+        pipe: Option<Pipe>,
+        messages: Messages,
+        options: Options,
+        header: &Header<'_>,
+        connection: &Connection,
+    ) -> Result<NewRequest, Failure> {
+        let options = convert::options(options)?;
+        let request = GenerateRequest {
+            messages: convert::messages(messages)?,
+            sampling: options.sampling,
+            stopping: options.stopping,
+        };
+        let (handle, client) = self.caller(options.handle_token, header, connection).await?;
+        let events = self.service.generate(&client, request)?;
+        announce(handle, events, pipe, client, connection).await
+    }
+
+    /// Takes a path for the caller, and asks the bus who that is. In this order: a caller that leaves
+    /// before the bus answers is refused, one that leaves later finds its path in the list.
+    async fn caller(
+        &self,
+        token: Option<String>,
+        header: &Header<'_>,
+        connection: &Connection,
+    ) -> Result<(Handle, Client), Failure> {
+        let unknown = || Error::NotAllowed { what: "a call without a sender".into() };
+        let sender = header.sender().ok_or_else(unknown)?;
+        let handle = self.handles.take(sender, token)?;
+        let credentials = fdo::DBusProxy::new(connection)
+            .await?
+            .get_connection_credentials(sender.into())
+            .await
+            .map_err(|error| Error::NotAllowed {
+                what: format!("the bus does not know the caller: {error}"),
+            })?;
+        let client = Client {
+            uid: credentials.unix_user_id(),
+            pid: credentials.process_id(),
+            name: sender.to_string(),
+        };
+        Ok((handle, client))
+    }
+}
+
+/// Puts the request's object on the bus; its signals begin when the reply with its path is out.
+async fn announce(
+    handle: Handle,
+    events: Events,
+    pipe: Option<Pipe>,
+    client: Client,
+    connection: &Connection,
+) -> Result<NewRequest, Failure> {
+    let path = handle.path.clone();
+    let request = request::register(connection, handle, events, client.name).await?;
+    let (reply, sent) = ResponseDispatchNotifier::new(path);
+    tokio::spawn(async move {
+        sent.await;
+        request.run(pipe).await;
+    });
+    Ok(reply)
+}

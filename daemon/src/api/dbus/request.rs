@@ -1,0 +1,206 @@
+//! `org.nestd.Request1`: one request's object, and the task that turns its events into signals to its
+//! caller, or into text in a pipe. The documentation is in proto/dbus/org.nestd.Request1.xml.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use tokio::time::{Instant, sleep, sleep_until};
+use zbus::message::Header;
+use zbus::names::{BusName, UniqueName};
+use zbus::object_server::SignalEmitter;
+use zbus::{Connection, interface};
+
+use super::convert::{self, Dict};
+use super::error::{self, Failure};
+use super::handles::Handle;
+use super::pipe::Pipe;
+use crate::stream::{Events, Stopper};
+use crate::types::{Error, Event};
+
+/// Text that comes within this time is one signal: firmware pays for each wake-up.
+const COALESCE: Duration = Duration::from_millis(20);
+/// How long the object stays after the end.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// The object.
+pub(super) struct Request {
+    id: u64,
+    caller: String,
+    stopper: Stopper,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Default)]
+struct Outcome(Arc<Mutex<Dict>>);
+
+impl Outcome {
+    fn lock(&self) -> MutexGuard<'_, Dict> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[interface(name = "org.nestd.Request1", introspection_docs = false)]
+impl Request {
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn id(&self, #[zbus(header)] header: Option<Header<'_>>) -> Result<u64, Failure> {
+        self.check(header.as_ref())?;
+        Ok(self.id)
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn outcome(&self, #[zbus(header)] header: Option<Header<'_>>) -> Result<Dict, Failure> {
+        self.check(header.as_ref())?;
+        Ok(self.outcome.lock().clone())
+    }
+
+    fn cancel(&self, #[zbus(header)] header: Header<'_>) -> Result<(), Failure> {
+        self.check(Some(&header))?;
+        self.stopper.cancel();
+        Ok(())
+    }
+
+    #[zbus(signal)]
+    async fn queued(emitter: &SignalEmitter<'_>, position: u32) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    async fn loading(emitter: &SignalEmitter<'_>, fraction: f64) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    async fn prefill(
+        emitter: &SignalEmitter<'_>,
+        done_tokens: u32,
+        total_tokens: u32,
+    ) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    async fn text(emitter: &SignalEmitter<'_>, delta: &str) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    async fn size_changed(
+        emitter: &SignalEmitter<'_>,
+        from: &str,
+        to: &str,
+        reason: &str,
+    ) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    async fn finished(emitter: &SignalEmitter<'_>, result: &Dict) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    async fn failed(
+        emitter: &SignalEmitter<'_>,
+        error: &str,
+        message: &str,
+        details: &Dict,
+    ) -> zbus::Result<()>;
+}
+
+impl Request {
+    /// Only the caller may know or do anything.
+    fn check(&self, header: Option<&Header<'_>>) -> Result<(), Failure> {
+        match header.and_then(Header::sender) {
+            Some(sender) if sender.as_str() == self.caller => Ok(()),
+            _ => {
+                Err(Error::NotAllowed { what: "the request belongs to another caller".into() }
+                    .into())
+            }
+        }
+    }
+}
+
+/// A request whose object is on the bus, and whose signals have not begun.
+pub(super) struct Registered {
+    connection: Connection,
+    emitter: SignalEmitter<'static>,
+    handle: Handle,
+    events: Events,
+    outcome: Outcome,
+}
+
+/// Puts the object on the bus.
+pub(super) async fn register(
+    connection: &Connection,
+    handle: Handle,
+    events: Events,
+    caller: String,
+) -> zbus::Result<Registered> {
+    let destination = BusName::Unique(UniqueName::try_from(caller.clone())?);
+    let emitter = SignalEmitter::new(connection, handle.path.clone().into_inner())?
+        .set_destination(destination);
+    let outcome = Outcome::default();
+    let request =
+        Request { id: events.id(), caller, stopper: events.stopper(), outcome: outcome.clone() };
+    connection.object_server().at(&handle.path, request).await?;
+    Ok(Registered { connection: connection.clone(), emitter, handle, events, outcome })
+}
+
+impl Registered {
+    /// Tells the caller what happens until the end, and takes the object off the bus a while later.
+    /// A caller that leaves ends it all: the events are dropped, which cancels the request.
+    pub(super) async fn run(self, pipe: Option<Pipe>) {
+        let Self { connection, emitter, handle, events, outcome } = self;
+        let tell = async {
+            if let Err(error) = forward(events, pipe, &emitter, &outcome).await {
+                tracing::debug!(path = %handle.path, %error, "the caller cannot be told");
+            }
+            sleep(LINGER).await;
+        };
+        tokio::select! {
+            () = handle.gone.cancelled() => {}
+            () = tell => {}
+        }
+        if let Err(error) = connection.object_server().remove::<Request, _>(&handle.path).await {
+            tracing::debug!(path = %handle.path, %error, "the object was gone");
+        }
+    }
+}
+
+async fn forward(
+    mut events: Events,
+    mut pipe: Option<Pipe>,
+    emitter: &SignalEmitter<'_>,
+    outcome: &Outcome,
+) -> zbus::Result<()> {
+    while let Some(event) = events.next().await {
+        match event {
+            Event::Queued { position } => Request::queued(emitter, position).await?,
+            Event::Loading { fraction } => Request::loading(emitter, fraction).await?,
+            Event::Prefill { done_tokens, total_tokens } => {
+                Request::prefill(emitter, done_tokens, total_tokens).await?;
+            }
+            Event::SizeChanged { from, to, reason } => {
+                Request::size_changed(emitter, &from, &to, &reason).await?;
+            }
+            Event::Text(delta) => match &mut pipe {
+                None => {
+                    // What comes meanwhile is joined in the buffer.
+                    let next = Instant::now() + COALESCE;
+                    Request::text(emitter, &delta).await?;
+                    sleep_until(next).await;
+                }
+                Some(open) => {
+                    if let Err(error) = open.write(&delta).await {
+                        tracing::debug!(request = events.id(), %error, "the pipe's reader is gone");
+                        events.stopper().cancel();
+                    }
+                }
+            },
+            Event::Finished(end) => {
+                let result = convert::finished(&end);
+                outcome.lock().clone_from(&result);
+                // Whoever sees the pipe's end can read the outcome.
+                drop(pipe.take());
+                Request::finished(emitter, &result).await?;
+            }
+            Event::Failed(problem) => {
+                let (name, message) = (error::name(&problem), problem.to_string());
+                let details = error::details(&problem);
+                *outcome.lock() = convert::failed(&name, &message, &details);
+                drop(pipe.take());
+                Request::failed(emitter, &name, &message, &details).await?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! From nestd.v1 messages to the daemon's types, and back. Nothing from a client is trusted: an enum
+//! value that is not known, an empty part, or an option of a later version is refused by name.
+
+use nestd_proto::v1;
+
+use crate::service::{Listed, Report};
+use crate::types::{
+    Error, Event, FinishReason, Finished, GenerateRequest, Message, Part, Role, Sampling, State,
+    Stopping,
+};
+
+const LATER: &str = "this version of nestd does not have it";
+
+pub(super) fn request(request: v1::GenerateRequest) -> Result<GenerateRequest, Error> {
+    for (set, name) in [
+        (!request.session.is_empty(), "session"),
+        (request.priority != 0, "priority"),
+        (!request.tools.is_empty(), "tools"),
+        (!request.json_schema.is_empty(), "json_schema"),
+    ] {
+        if set {
+            return Err(Error::unsupported(name, LATER));
+        }
+    }
+    let sampling = request.sampling.unwrap_or_default();
+    let stopping = request.stopping.unwrap_or_default();
+    Ok(GenerateRequest {
+        messages: messages(request.messages)?,
+        sampling: Sampling {
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            seed: sampling.seed,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            repetition_penalty: sampling.repetition_penalty,
+        },
+        stopping: Stopping {
+            max_tokens: stopping.max_tokens,
+            stop: stopping.stop,
+            deadline_ms: stopping.deadline_ms,
+        },
+    })
+}
+
+pub(super) fn messages(messages: Vec<v1::Message>) -> Result<Vec<Message>, Error> {
+    messages.into_iter().enumerate().map(|(index, message)| decode(index, message)).collect()
+}
+
+fn decode(index: usize, message: v1::Message) -> Result<Message, Error> {
+    let role = match v1::Role::try_from(message.role) {
+        Ok(v1::Role::System) => Role::System,
+        Ok(v1::Role::User) => Role::User,
+        Ok(v1::Role::Assistant) => Role::Assistant,
+        Ok(v1::Role::Tool) => {
+            return Err(Error::unsupported(format!("messages[{index}].role ROLE_TOOL"), LATER));
+        }
+        Ok(v1::Role::Unspecified) | Err(_) => {
+            return Err(Error::invalid(
+                format!("messages[{index}].role"),
+                format!("{} is not a role", message.role),
+            ));
+        }
+    };
+    let part = |(part, value): (usize, v1::Part)| {
+        let path = format!("messages[{index}].parts[{part}]");
+        let kind = match value.kind {
+            Some(v1::part::Kind::Text(text)) => return Ok(Part::Text(text)),
+            None => return Err(Error::invalid(path, "has no value")),
+            Some(v1::part::Kind::Image(_)) => "image",
+            Some(v1::part::Kind::Audio(_)) => "audio",
+            Some(v1::part::Kind::Video(_)) => "video",
+            Some(v1::part::Kind::ToolResult(_)) => "tool_result",
+        };
+        Err(Error::unsupported(format!("{path}.{kind}"), LATER))
+    };
+    let parts = message.parts.into_iter().enumerate().map(part).collect::<Result<_, _>>()?;
+    Ok(Message { role, parts })
+}
+
+/// An event as the stream carries it; an error ends the stream as a status.
+pub(super) fn event(event: Event) -> Result<v1::generate_event::Event, Error> {
+    use v1::generate_event::Event as Out;
+    Ok(match event {
+        Event::Queued { position } => Out::Queued(v1::Queued { position }),
+        Event::Loading { fraction } => Out::Loading(v1::Loading { fraction }),
+        Event::Prefill { done_tokens, total_tokens } => {
+            Out::Prefill(v1::Prefill { done_tokens, total_tokens })
+        }
+        Event::Text(delta) => Out::Text(v1::Text { delta }),
+        Event::SizeChanged { from, to, reason } => {
+            Out::SizeChanged(v1::SizeChanged { from, to, reason })
+        }
+        Event::Finished(end) => Out::Finished(finished(end)),
+        Event::Failed(error) => return Err(error),
+    })
+}
+
+fn finished(end: Finished) -> v1::Finished {
+    let reason = match end.reason {
+        FinishReason::Stop => v1::FinishReason::Stop,
+        FinishReason::Length => v1::FinishReason::Length,
+        FinishReason::Cancelled => v1::FinishReason::Cancelled,
+        FinishReason::Deadline => v1::FinishReason::Deadline,
+    };
+    v1::Finished {
+        reason: reason.into(),
+        usage: Some(v1::Usage {
+            prompt_tokens: end.usage.prompt_tokens,
+            cached_tokens: end.usage.cached_tokens,
+            completion_tokens: end.usage.completion_tokens,
+        }),
+        timings: Some(v1::Timings {
+            queue_us: end.timings.queue_us,
+            ttft_us: end.timings.ttft_us,
+            prefill_tokens_per_s: end.timings.prefill_tokens_per_s,
+            decode_tokens_per_s: end.timings.decode_tokens_per_s,
+        }),
+        sizes: end.sizes,
+    }
+}
+
+pub(super) fn report(report: Report) -> v1::StatusReport {
+    let Report { status, limits, running, queued } = report;
+    let state = match status.state {
+        State::NoModel => v1::State::NoModel,
+        State::Loading => v1::State::Loading,
+        State::Ready => v1::State::Ready,
+        State::Draining => v1::State::Draining,
+    };
+    let context_tokens = status.loaded.as_ref().map_or(0, |loaded| loaded.context_tokens);
+    let model = status.model().to_owned();
+    let (engine, active_size, available_sizes) = match status.loaded {
+        Some(loaded) => (loaded.engine.name().to_owned(), loaded.size, loaded.sizes),
+        None => Default::default(),
+    };
+    v1::StatusReport {
+        version: env!("CARGO_PKG_VERSION").into(),
+        state: state.into(),
+        model,
+        engine,
+        active_size,
+        available_sizes,
+        loading_fraction: status.loading_fraction,
+        problem: status.problem,
+        limits: Some(v1::Limits {
+            context_tokens,
+            max_tokens: limits.max_tokens,
+            default_max_tokens: limits.default_max_tokens,
+            parallel_requests: limits.parallel_requests,
+            queued_requests: limits.queued_requests,
+            prompt_bytes: limits.prompt_bytes,
+        }),
+        running_requests: running,
+        queued_requests: queued,
+    }
+}
+
+pub(super) fn model(listed: Listed) -> v1::Model {
+    let (engine, sizes, context_tokens, problem) = match listed.info {
+        Ok(info) => {
+            let sizes = info.sizes.into_iter().map(|size| v1::Size {
+                name: size.name,
+                effective_params_b: size.effective_params_b,
+                memory_mib: size.memory_mib,
+            });
+            (info.engine.name().to_owned(), sizes.collect(), info.context_tokens, String::new())
+        }
+        Err(error) => (String::new(), Vec::new(), 0, error.to_string()),
+    };
+    v1::Model { name: listed.model, engine, sizes, context_tokens, loaded: listed.loaded, problem }
+}

@@ -1,0 +1,63 @@
+//! The one map from [`Error`] to gRPC statuses with google.rpc details.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use nestd_proto::ERROR_DOMAIN;
+use nestd_proto::v1::ErrorReason;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::types::{Detail, Error};
+
+/// The status for an error. ErrorInfo carries the reason and the numbers, RetryInfo the time to try
+/// again, BadRequest the field, QuotaFailure the limit.
+pub(super) fn status(error: &Error) -> Status {
+    let (code, reason) = code_and_reason(error);
+    let metadata: HashMap<String, String> = error
+        .details()
+        .into_iter()
+        .map(|(key, value)| {
+            let value = match value {
+                Detail::Number(number) => number.to_string(),
+                Detail::Text(text) => text,
+            };
+            (key.to_owned(), value)
+        })
+        .collect();
+    let mut details = ErrorDetails::with_error_info(reason.as_str_name(), ERROR_DOMAIN, metadata);
+    if let Some(retry_after_ms) = error.retry_after_ms() {
+        details.set_retry_info(Some(Duration::from_millis(retry_after_ms)));
+    }
+    match error {
+        Error::InvalidArgument { field, problem } => {
+            details.add_bad_request_violation(field, problem);
+        }
+        Error::QueueFull { limit, .. } => {
+            details.add_quota_failure_violation("queue", format!("{limit} places"));
+        }
+        _ => {}
+    }
+    Status::with_error_details(code, error.to_string(), details)
+}
+
+/// One line for each error, shared with the D-Bus map through the reason.
+pub(crate) fn code_and_reason(error: &Error) -> (Code, ErrorReason) {
+    match error {
+        Error::InvalidArgument { .. } => (Code::InvalidArgument, ErrorReason::InvalidArgument),
+        Error::Unsupported { .. } => (Code::Unimplemented, ErrorReason::Unsupported),
+        Error::ContextTooLong { .. } => (Code::OutOfRange, ErrorReason::ContextTooLong),
+        Error::QueueFull { .. } => (Code::ResourceExhausted, ErrorReason::QueueFull),
+        Error::Busy { .. } => (Code::Unavailable, ErrorReason::Busy),
+        Error::ModelNotLoaded { .. } => (Code::FailedPrecondition, ErrorReason::ModelNotLoaded),
+        Error::ModelNotFound { .. } => (Code::NotFound, ErrorReason::ModelNotFound),
+        Error::ModelInvalid { .. } => (Code::FailedPrecondition, ErrorReason::ModelInvalid),
+        Error::InsufficientMemory { .. } => {
+            (Code::ResourceExhausted, ErrorReason::InsufficientMemory)
+        }
+        Error::NotAllowed { .. } => (Code::PermissionDenied, ErrorReason::NotAllowed),
+        Error::Lagged { .. } => (Code::Aborted, ErrorReason::Lagged),
+        Error::ShuttingDown => (Code::Unavailable, ErrorReason::ShuttingDown),
+        Error::Internal(_) => (Code::Internal, ErrorReason::Internal),
+    }
+}

@@ -1,0 +1,133 @@
+//! The services of nestd.v1: decode, call the service, encode.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use nestd_proto::v1;
+use tokio_stream::wrappers::WatchStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Request, Response, Status};
+
+use super::convert;
+use super::error::status;
+use crate::service::Service;
+use crate::types::{Client, Error, Event};
+
+type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Serves every service of the package. Cheap to clone: one for each of them.
+#[derive(Clone)]
+pub(super) struct Api {
+    pub(super) service: Arc<Service>,
+    /// Cancelled when the daemon stops: ends the streams that would go on for ever.
+    pub(super) stop: CancellationToken,
+}
+
+/// Who calls, as the kernel says.
+fn client<T>(request: &Request<T>) -> Client {
+    let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+    Client {
+        uid: peer.map(|peer| peer.uid()),
+        pid: peer.and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok()),
+        name: String::new(),
+    }
+}
+
+fn refuse(error: Error) -> Status {
+    status(&error)
+}
+
+#[tonic::async_trait]
+impl v1::inference_server::Inference for Api {
+    type GenerateStream = Streaming<v1::GenerateEvent>;
+
+    async fn generate(
+        &self,
+        request: Request<v1::GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStream>, Status> {
+        let client = client(&request);
+        let request = convert::request(request.into_inner()).map_err(refuse)?;
+        let events = self.service.generate(&client, request).map_err(refuse)?;
+        let request_id = events.id();
+        let events = events.map(move |event| {
+            let event = convert::event(event).map_err(refuse)?;
+            Ok(v1::GenerateEvent { request_id, event: Some(event) })
+        });
+        Ok(Response::new(Box::pin(events)))
+    }
+
+    async fn count_tokens(
+        &self,
+        request: Request<v1::CountTokensRequest>,
+    ) -> Result<Response<v1::CountTokensResponse>, Status> {
+        let messages = convert::messages(request.into_inner().messages).map_err(refuse)?;
+        let tokens = self.service.count_tokens(messages).await.map_err(refuse)?;
+        Ok(Response::new(v1::CountTokensResponse { tokens }))
+    }
+}
+
+#[tonic::async_trait]
+impl v1::status_server::Status for Api {
+    type WatchStream = Streaming<v1::StatusReport>;
+
+    async fn get(
+        &self,
+        _: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::StatusReport>, Status> {
+        Ok(Response::new(convert::report(self.service.report())))
+    }
+
+    async fn watch(
+        &self,
+        _: Request<v1::WatchStatusRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let service = Arc::clone(&self.service);
+        let reports = WatchStream::new(self.service.watch())
+            .map(move |_| Ok(convert::report(service.report())))
+            .take_until(self.stop.clone().cancelled_owned());
+        // A watcher that is still there when the daemon stops is told so.
+        let end = stream::once(async { Err(status(&Error::ShuttingDown)) });
+        Ok(Response::new(Box::pin(reports.chain(end))))
+    }
+}
+
+#[tonic::async_trait]
+impl v1::models_server::Models for Api {
+    async fn list(
+        &self,
+        _: Request<v1::ListModelsRequest>,
+    ) -> Result<Response<v1::ListModelsResponse>, Status> {
+        let models = self.service.models().await.map_err(refuse)?;
+        let models = models.into_iter().map(convert::model).collect();
+        Ok(Response::new(v1::ListModelsResponse { models }))
+    }
+
+    type LoadStream = Streaming<v1::LoadModelEvent>;
+
+    async fn load(
+        &self,
+        request: Request<v1::LoadModelRequest>,
+    ) -> Result<Response<Self::LoadStream>, Status> {
+        let client = client(&request);
+        let v1::LoadModelRequest { model, size } = request.into_inner();
+        let events = self.service.load(&client, &model, &size).await.map_err(refuse)?;
+        let progress = events.map(Ok).try_filter_map(|event| async {
+            match event {
+                Event::Loading { fraction } => Ok(Some(v1::LoadModelEvent { fraction })),
+                Event::Failed(error) => Err(refuse(error)),
+                _ => Ok(None),
+            }
+        });
+        Ok(Response::new(Box::pin(progress)))
+    }
+
+    async fn unload(
+        &self,
+        request: Request<v1::UnloadModelRequest>,
+    ) -> Result<Response<v1::UnloadModelResponse>, Status> {
+        self.service.unload(&client(&request)).await.map_err(refuse)?;
+        Ok(Response::new(v1::UnloadModelResponse {}))
+    }
+}

@@ -1,0 +1,153 @@
+//! The process: puts the parts together, tells systemd, obeys signals, and stops in order.
+//!
+//! Threads: tokio's (both APIs, the service, signals) and the engine's. Whatever ends before it was
+//! asked to (a listener, the bus, the engine thread) ends the process with an error, so that systemd
+//! starts it anew.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{JoinError, JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{dbus, grpc};
+use crate::config::{Bus, Config, Layers};
+use crate::engine::{self, catalog::Catalog};
+use crate::service::{self, Report, Service};
+use crate::systemd::{self, Log};
+use crate::types::State;
+
+/// How long connections may take to close when everything else is over.
+const CLOSE: Duration = Duration::from_secs(2);
+
+/// What ends the daemon other than a signal.
+type Fatal = Box<dyn std::error::Error + Send + Sync>;
+
+/// Runs the daemon until a signal ends it. `layers` are read again on SIGHUP.
+pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
+    let log = Log::start(&config.log_level)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+
+    let (engine, mut engine_ended) = engine::spawn()?;
+    let service = Service::new(engine, settings(&config));
+    let socket = config.grpc.socket.display().to_string();
+    let listener =
+        grpc::Server::bind(&config.grpc.socket, config.grpc.socket_mode, &config.grpc.socket_group)
+            .await
+            .map_err(|error| format!("the gRPC socket {socket}: {error}"))?;
+    // Requests that come while the model loads wait for it.
+    service.load_configured().await;
+
+    let stop = CancellationToken::new();
+    let mut grpc: JoinHandle<Result<(), Fatal>> = tokio::spawn({
+        let (service, stop) = (Arc::clone(&service), stop.clone());
+        let prompt_bytes = config.limits.prompt_bytes;
+        async move { Ok(listener.run(service, prompt_bytes, stop).await?) }
+    });
+    let bus = match &config.bus {
+        Bus::Off => None,
+        Bus::System => Some(dbus::Bus::System),
+        Bus::Session => Some(dbus::Bus::Session),
+        Bus::Address(address) => Some(dbus::Bus::Address(address)),
+    };
+    let mut dbus: JoinHandle<Result<(), Fatal>> = match bus {
+        None => tokio::spawn(std::future::pending()),
+        Some(bus) => {
+            let server = dbus::Server::connect(bus, Arc::clone(&service))
+                .await
+                .map_err(|error| format!("D-Bus ({:?}): {error}", config.bus))?;
+            tokio::spawn(async move { Ok(server.run().await?) })
+        }
+    };
+    let mut status = service.watch();
+    systemd::ready(&line(&service.report()));
+    tracing::info!(socket, bus = ?config.bus, version = env!("CARGO_PKG_VERSION"), "ready");
+
+    let mut config = config;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload(&mut config, &layers, &service, &log),
+            Ok(()) = status.changed() => {
+                status.mark_unchanged();
+                systemd::status(&line(&service.report()));
+            }
+            ended = &mut grpc => return Err(fatal("the gRPC server", ended)),
+            ended = &mut dbus => return Err(fatal("the D-Bus connection", ended)),
+            _ = &mut engine_ended => return Err("the engine thread has ended".into()),
+        }
+    }
+
+    tracing::info!("stopping");
+    systemd::stopping();
+    service.drain().await;
+    stop.cancel();
+    let _ = tokio::time::timeout(CLOSE, grpc).await;
+    dbus.abort();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn fatal(what: &str, ended: Result<Result<(), Fatal>, JoinError>) -> Fatal {
+    match ended {
+        Ok(Ok(())) => format!("{what} has ended").into(),
+        Ok(Err(error)) => format!("{what}: {error}").into(),
+        Err(error) => format!("{what}: {error}").into(),
+    }
+}
+
+/// Applies what can be applied; a configuration with errors changes nothing.
+fn reload(config: &mut Config, layers: &Layers, service: &Service, log: &Log) {
+    match Config::load(layers) {
+        Ok(new) => {
+            for key in config.needs_restart(&new) {
+                tracing::warn!(key, "takes effect with the next start only");
+            }
+            log.set(&new.log_level);
+            service.configure(settings(&new));
+            *config = new;
+            tracing::info!("reloaded");
+        }
+        Err(problems) => {
+            for problem in problems {
+                tracing::error!(%problem, "not reloaded, the old settings stay");
+            }
+        }
+    }
+}
+
+fn settings(config: &Config) -> service::Settings {
+    service::Settings {
+        catalog: Catalog { dir: config.model.dir.clone(), sim: config.sim_enabled },
+        engine: engine::Settings {
+            isq: config.model.isq,
+            context_tokens: config.model.context_tokens,
+            parallel_requests: config.limits.parallel_requests,
+            cache_dir: config.model.cache_dir.clone(),
+            sim: config.sim.clone(),
+        },
+        model: config.model.name.clone(),
+        size: config.model.size.clone(),
+        memory_mib: config.model.memory_mib,
+        limits: config.limits,
+        buffer_bytes: config.buffer_bytes,
+        drain: Duration::from_millis(config.drain_ms),
+    }
+}
+
+/// The line that `systemctl status` shows.
+fn line(report: &Report) -> String {
+    let status = &report.status;
+    match (status.state, &status.loaded) {
+        (State::Draining, _) => "stopping: requests are ending".into(),
+        (State::Loading, _) => {
+            format!("loading {} ({:.0} %)", status.loading, status.loading_fraction * 100.0)
+        }
+        (_, Some(loaded)) => format!("ready: {} at {}", loaded.model, loaded.size),
+        (_, None) => format!("no model: {}", status.problem),
+    }
+}

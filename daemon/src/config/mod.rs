@@ -1,0 +1,339 @@
+//! The daemon's settings: layered, strict, and every error told at once.
+//!
+//! `systemd/nestd.toml` is the reference: it documents every key, and it is the first layer.
+//! `app` loads the settings at start and again on SIGHUP.
+
+mod reader;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use config::{Environment, File, FileFormat, Map, Source, Value, ValueKind};
+
+use crate::engine::{Isq, SimSettings};
+use crate::types::Limits;
+use reader::Reader;
+
+/// The shipped file, which holds every key with its default.
+pub const DEFAULTS: &str = include_str!("../../../systemd/nestd.toml");
+
+/// Everything that can be set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `[model]`
+    pub model: Model,
+    /// `[grpc]`
+    pub grpc: Grpc,
+    /// `[dbus] bus`
+    pub bus: Bus,
+    /// `[limits]`, what a request may ask for.
+    pub limits: Limits,
+    /// `[limits] buffer_bytes`
+    pub buffer_bytes: usize,
+    /// `[limits] drain_ms`
+    pub drain_ms: u64,
+    /// `[log] level`
+    pub log_level: String,
+    /// `[sim] enabled`
+    pub sim_enabled: bool,
+    /// The rest of `[sim]`
+    pub sim: SimSettings,
+}
+
+/// `[model]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// The folder of models.
+    pub dir: PathBuf,
+    /// Files that are made from a model.
+    pub cache_dir: PathBuf,
+    /// The model to load at start; empty: the only one, or none.
+    pub name: String,
+    /// The size to load; empty: the largest.
+    pub size: String,
+    /// In-situ quantization.
+    pub isq: Isq,
+    /// 0: what the model was made for.
+    pub context_tokens: u32,
+    /// 0: what there is.
+    pub memory_mib: u64,
+}
+
+/// `[grpc]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grpc {
+    /// The Unix socket.
+    pub socket: PathBuf,
+    /// Its permission bits.
+    pub socket_mode: u32,
+    /// Its group; empty: the daemon's own.
+    pub socket_group: String,
+}
+
+/// Which bus to be on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Bus {
+    /// The system bus.
+    System,
+    /// The session bus.
+    Session,
+    /// The bus at this address.
+    Address(String),
+    /// None: no D-Bus API.
+    #[default]
+    Off,
+}
+
+/// Where settings come from.
+#[derive(Clone, Debug)]
+pub struct Layers {
+    /// The vendor's file; its drop-ins are in the folder of that name with `.d`.
+    pub vendor: PathBuf,
+    /// The administrator's file, likewise.
+    pub admin: PathBuf,
+    /// The environment, as [`std::env::vars`] gives it.
+    pub environment: Map<String, String>,
+}
+
+/// One thing that is wrong with the settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file or variable.
+    pub origin: String,
+    /// The key and what is wrong.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.origin, self.what)
+    }
+}
+
+impl Config {
+    /// Reads all layers. The error is the whole list of what is wrong.
+    pub fn load(layers: &Layers) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let merged = layers.merge(&mut problems);
+        let mut read = Reader::new(merged, problems);
+        let config = Self {
+            model: Model {
+                dir: read.path("model.dir"),
+                cache_dir: read.path("model.cache_dir"),
+                name: read.string("model.name"),
+                size: read.string("model.size"),
+                isq: read.parsed("model.isq", isq),
+                context_tokens: read.u32("model.context_tokens", 0..=131_072),
+                memory_mib: read.u64("model.memory_mib", 0..=1 << 24),
+            },
+            grpc: Grpc {
+                socket: read.path("grpc.socket"),
+                socket_mode: read.parsed("grpc.socket_mode", mode),
+                socket_group: read.string("grpc.socket_group"),
+            },
+            bus: read.parsed("dbus.bus", bus),
+            limits: Limits {
+                parallel_requests: read.u32("limits.parallel_requests", 1..=64),
+                queued_requests: read.u32("limits.queued_requests", 0..=4096),
+                max_tokens: read.u32("limits.max_tokens", 1..=131_072),
+                default_max_tokens: read.u32("limits.default_max_tokens", 1..=131_072),
+                prompt_bytes: read.u32("limits.prompt_bytes", 1..=16 << 20),
+            },
+            buffer_bytes: read.u32("limits.buffer_bytes", 1024..=64 << 20) as usize,
+            drain_ms: read.u64("limits.drain_ms", 0..=3_600_000),
+            log_level: read.parsed("log.level", log_level),
+            sim_enabled: read.bool("sim.enabled"),
+            sim: SimSettings {
+                load_ms: read.u64("sim.load_ms", 0..=600_000),
+                tokens_per_s: read.f64("sim.tokens_per_s", 0.01..=1e6),
+                prefill_tokens_per_s: read.f64("sim.prefill_tokens_per_s", 0.01..=1e6),
+            },
+        };
+        if config.limits.default_max_tokens > config.limits.max_tokens {
+            read.wrong("limits.default_max_tokens", "is above limits.max_tokens");
+        }
+        let problems = read.finish();
+        if problems.is_empty() { Ok(config) } else { Err(problems) }
+    }
+
+    /// The keys that differ from `new` and that a reload cannot apply.
+    #[must_use]
+    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        let mut keys = Vec::new();
+        if self.grpc != new.grpc {
+            keys.push("grpc");
+        }
+        if self.bus != new.bus {
+            keys.push("dbus.bus");
+        }
+        keys
+    }
+}
+
+impl Layers {
+    /// All layers in one table, each value with its origin. A file that cannot be read or parsed is
+    /// a problem, and the others are still read.
+    fn merge(&self, problems: &mut Vec<Problem>) -> Value {
+        let mut layers =
+            config::Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
+        for path in self.files(problems) {
+            let file = File::from(path.clone()).format(FileFormat::Toml);
+            match file.collect() {
+                Ok(_) => layers = layers.add_source(file),
+                Err(error) => problems
+                    .push(Problem { origin: path.display().to_string(), what: error.to_string() }),
+            }
+        }
+        let environment = Environment::with_prefix("NESTD").prefix_separator("_").separator("__");
+        match layers.add_source(environment.source(Some(self.environment.clone()))).build() {
+            Ok(config) => config.cache,
+            Err(error) => {
+                let origin = "the layers together".into();
+                problems.push(Problem { origin, what: error.to_string() });
+                Value::new(None, ValueKind::Table(Map::new()))
+            }
+        }
+    }
+
+    /// The files that exist, in the order in which they are read.
+    fn files(&self, problems: &mut Vec<Problem>) -> Vec<PathBuf> {
+        let mut drop_ins = std::collections::BTreeMap::new();
+        for file in [&self.vendor, &self.admin] {
+            let folder = with_d(file);
+            let entries = match std::fs::read_dir(&folder) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    let origin = folder.display().to_string();
+                    problems.push(Problem { origin, what: error.to_string() });
+                    continue;
+                }
+            };
+            for path in entries.flatten().map(|entry| entry.path()) {
+                if path.extension().is_some_and(|extension| extension == "toml")
+                    && let Some(name) = path.file_name()
+                {
+                    drop_ins.insert(name.to_owned(), path);
+                }
+            }
+        }
+        let main = [&self.vendor, &self.admin].into_iter().filter(|file| file.exists()).cloned();
+        main.chain(drop_ins.into_values()).collect()
+    }
+}
+
+fn with_d(file: &Path) -> PathBuf {
+    let mut folder = file.as_os_str().to_owned();
+    folder.push(".d");
+    folder.into()
+}
+
+fn isq(text: &str) -> Result<Isq, String> {
+    match text {
+        "none" => Ok(Isq::None),
+        "q4k" => Ok(Isq::Q4k),
+        "q5k" => Ok(Isq::Q5k),
+        "q6k" => Ok(Isq::Q6k),
+        "q8_0" => Ok(Isq::Q8_0),
+        _ => Err("is not one of \"none\", \"q4k\", \"q5k\", \"q6k\", \"q8_0\"".into()),
+    }
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("is not an octal mode such as \"0660\"".into()),
+    }
+}
+
+fn bus(text: &str) -> Result<Bus, String> {
+    match text {
+        "system" => Ok(Bus::System),
+        "session" => Ok(Bus::Session),
+        "off" => Ok(Bus::Off),
+        address if address.parse::<zbus::Address>().is_ok() => Ok(Bus::Address(address.into())),
+        _ => Err("is not \"system\", \"session\", \"off\" or the address of a bus".into()),
+    }
+}
+
+fn log_level(text: &str) -> Result<String, String> {
+    tracing_subscriber::EnvFilter::try_new(text)
+        .map(|_| text.to_owned())
+        .map_err(|error| format!("is not a log filter: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layers(dir: &Path) -> Layers {
+        Layers {
+            vendor: dir.join("vendor.toml"),
+            admin: dir.join("admin.toml"),
+            environment: Map::new(),
+        }
+    }
+
+    #[test]
+    fn the_shipped_file_is_valid_and_complete() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::load(&layers(dir.path())).unwrap();
+        assert_eq!(config.grpc.socket, Path::new("/run/nestd/nestd.sock"));
+        assert_eq!(config.grpc.socket_mode, 0o660);
+        assert_eq!(config.model.isq, Isq::Q4k);
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("vendor.toml", "[limits]\nmax_tokens = 1000\nqueued_requests = 1\n");
+        write("admin.toml", "[limits]\nmax_tokens = 1001\ndrain_ms = 1\n");
+        write("vendor.toml.d/20-a.toml", "[model]\nname = \"masked\"\nsize = \"masked\"\n");
+        write("admin.toml.d/20-a.toml", "[model]\nname = \"from-20\"\n");
+        write("admin.toml.d/10-b.toml", "[model]\nname = \"from-10\"\n");
+        write("admin.toml.d/readme.txt", "not read");
+        let mut layers = layers(dir.path());
+        layers.environment.insert("NESTD_LIMITS__DRAIN_MS".into(), "2".into());
+        layers.environment.insert("PATH".into(), "/bin".into());
+        let config = Config::load(&layers).unwrap();
+        assert_eq!(config.limits.max_tokens, 1001);
+        assert_eq!(config.limits.queued_requests, 1);
+        assert_eq!(config.drain_ms, 2);
+        assert_eq!((config.model.name.as_str(), config.model.size.as_str()), ("from-20", ""));
+    }
+
+    #[test]
+    fn all_errors_are_told_with_key_and_file() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(
+            dir.path().join("vendor.toml"),
+            "[limits]\nparallel_requests = 0\nmax_tokens = \"many\"\nmax_token = 5\n[grcp]\nsocket = 1\n",
+        )
+        .unwrap();
+        std::fs::write(dir.path().join("admin.toml"), "[limits\n").unwrap();
+        let mut layers = layers(dir.path());
+        layers.environment.insert("NESTD_DBUS__BUS".into(), "nowhere".into());
+        layers.environment.insert("NESTD_MODEL__ISQ".into(), "q3k".into());
+        let problems = Config::load(&layers).unwrap_err();
+        let told: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        let has = |words: &[&str]| {
+            assert!(
+                told.iter().any(|line| words.iter().all(|word| line.contains(word))),
+                "{words:?} in {told:#?}"
+            );
+        };
+        has(&["vendor.toml", "limits.parallel_requests", "0 is not within 1 and 64"]);
+        has(&["vendor.toml", "limits.max_tokens"]);
+        has(&["vendor.toml", "limits.max_token:", "unknown key", "limits.max_tokens"]);
+        has(&["vendor.toml", "grcp"]);
+        has(&["admin.toml"]);
+        has(&["environment", "dbus.bus"]);
+        has(&["environment", "model.isq"]);
+        assert_eq!(problems.len(), 7, "{told:#?}");
+    }
+}

@@ -1,0 +1,298 @@
+//! Which models there are, and loading and unloading them, one at a time.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedMutexGuard;
+
+use super::queue::Gate;
+use super::{Service, Settings, loading, memory};
+use crate::engine::catalog::Entry;
+use crate::engine::{Keep, Plan};
+use crate::stream::{self, Events, Sink};
+use crate::types::{Client, Error, FinishReason, ModelInfo, State, Status};
+
+/// A model in the list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listed {
+    /// Its name.
+    pub model: String,
+    /// What its headers say, or why it cannot be used.
+    pub info: Result<ModelInfo, Error>,
+    /// Whether it is in memory.
+    pub loaded: bool,
+}
+
+/// Progress is told this often at most.
+const PROGRESS: Duration = Duration::from_millis(100);
+
+impl Service {
+    /// Every model, by name.
+    pub async fn models(&self) -> Result<Vec<Listed>, Error> {
+        let loaded = self.loaded().map(|loaded| loaded.model);
+        let entries = self.entries().await?;
+        let listed = entries.into_iter().map(|entry| Listed {
+            loaded: loaded.as_ref() == Some(&entry.model),
+            model: entry.model,
+            info: entry.info,
+        });
+        Ok(listed.collect())
+    }
+
+    async fn entries(&self) -> Result<Vec<Entry>, Error> {
+        let catalog = self.settings().catalog.clone();
+        tokio::task::spawn_blocking(move || catalog.list())
+            .await
+            .map_err(|error| Error::Internal(format!("listing the models: {error}")))?
+    }
+
+    /// Loads the configured model. Without one the daemon goes on, and the status says why.
+    pub async fn load_configured(self: &Arc<Self>) {
+        if let Err(error) = self.begin_load("", "").await {
+            tracing::warn!(%error, "no model");
+            self.settle(Some(&error));
+        }
+    }
+
+    /// Loads a model, or the loaded one at another size. An empty name is the loaded or configured
+    /// model, an empty size the configured one or the largest. What can be refused is refused at
+    /// once; the events then tell how it goes. Dropping them does not stop the load.
+    pub async fn load(
+        self: &Arc<Self>,
+        client: &Client,
+        model: &str,
+        size: &str,
+    ) -> Result<Events, Error> {
+        client.check_control("loading a model")?;
+        self.begin_load(model, size).await
+    }
+
+    async fn begin_load(self: &Arc<Self>, model: &str, size: &str) -> Result<Events, Error> {
+        let guard = self.change()?;
+        let settings = self.settings();
+        let entry = self.choose(model, &settings).await?;
+        let info = entry.info?;
+        let configured = if entry.model == settings.model { settings.size.as_str() } else { "" };
+        let size = resolve_size(&entry.model, &info, size, configured)?;
+        let plan = Plan {
+            model: entry.model,
+            path: entry.path,
+            info,
+            size,
+            settings: settings.engine.clone(),
+        };
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (sink, events) = stream::channel(id, settings.buffer_bytes);
+        // From here on requests wait instead of being refused.
+        self.pause(&plan.model);
+        tokio::spawn(Arc::clone(self).run_load(plan, sink, guard, settings));
+        Ok(events)
+    }
+
+    /// Gives the model's memory back, after running requests have ended.
+    pub async fn unload(&self, client: &Client) -> Result<(), Error> {
+        client.check_control("unloading the model")?;
+        let _guard = self.change()?;
+        let Some(loaded) = self.loaded() else { return Ok(()) };
+        self.pause("");
+        if let Err(error) = self.wait_idle(&self.settings()).await {
+            self.settle(None);
+            return Err(error);
+        }
+        let unloaded = self.engine.unload().await;
+        if unloaded.is_ok() {
+            tracing::info!(model = loaded.model, "unloaded");
+            self.status.send_modify(|status| status.loaded = None);
+        }
+        let problem = "it was unloaded on request; load one with `nestctl load`".into();
+        self.settle(Some(&Error::ModelNotLoaded { problem }));
+        unloaded
+    }
+
+    fn change(&self) -> Result<OwnedMutexGuard<()>, Error> {
+        if self.status.borrow().state == State::Draining {
+            return Err(Error::ShuttingDown);
+        }
+        Arc::clone(&self.changing)
+            .try_lock_owned()
+            .map_err(|_| loading(&self.status.borrow().loading))
+    }
+
+    /// The model of that name; without a name the loaded, the configured, or the only one.
+    async fn choose(&self, model: &str, settings: &Settings) -> Result<Entry, Error> {
+        let loaded = self.loaded().map(|loaded| loaded.model).unwrap_or_default();
+        let names = [model, &loaded, &settings.model];
+        let mut entries = self.entries().await?;
+        if let Some(name) = names.into_iter().find(|name| !name.is_empty()) {
+            return entries
+                .into_iter()
+                .find(|entry| entry.model == name)
+                .ok_or_else(|| Error::ModelNotFound { model: name.into() });
+        }
+        let dir = settings.catalog.dir.display();
+        match (entries.pop(), entries.len()) {
+            (Some(only), 0) => Ok(only),
+            (Some(last), _) => {
+                let names = entries.iter().chain([&last]).map(|entry| entry.model.as_str());
+                let names = names.collect::<Vec<_>>().join(", ");
+                let problem = format!("set model.name to one of those in {dir}: {names}");
+                Err(Error::ModelNotLoaded { problem })
+            }
+            (None, _) => {
+                let problem = format!("put a model's folder into {dir}, then `nestctl load`");
+                Err(Error::ModelNotLoaded { problem })
+            }
+        }
+    }
+
+    async fn run_load(
+        self: Arc<Self>,
+        plan: Plan,
+        sink: Sink,
+        _guard: OwnedMutexGuard<()>,
+        settings: Arc<Settings>,
+    ) {
+        let began = Instant::now();
+        sink.loading(0.0);
+        match self.try_load(plan.clone(), &sink, &settings).await {
+            Ok(()) => {
+                tracing::info!(
+                    model = plan.model,
+                    size = plan.size,
+                    ms = began.elapsed().as_millis(),
+                    "loaded"
+                );
+                self.settle(None);
+                sink.loading(1.0);
+                sink.finish(FinishReason::Stop);
+            }
+            Err(error) => {
+                tracing::error!(model = plan.model, size = plan.size, %error, "not loaded");
+                self.settle(Some(&error));
+                sink.fail(error);
+            }
+        }
+    }
+
+    async fn try_load(&self, plan: Plan, sink: &Sink, settings: &Settings) -> Result<(), Error> {
+        self.wait_idle(settings).await?;
+        let keep = self.fit(&plan, settings)?;
+        if keep == Keep::Nothing {
+            self.status.send_modify(|status| status.loaded = None);
+        }
+        let status = self.status.clone();
+        let told = Mutex::new(Instant::now());
+        let progress = move |fraction: f64| {
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            if told.elapsed() >= PROGRESS {
+                *told = Instant::now();
+                status.send_modify(|status| status.loading_fraction = fraction.clamp(0.0, 1.0));
+            }
+        };
+        let need_mib = memory_of(&plan);
+        let load = self.engine.load(plan, keep, Box::new(progress));
+        tokio::pin!(load);
+        let mut status = self.status.subscribe();
+        let loaded = loop {
+            tokio::select! {
+                loaded = &mut load => break loaded?,
+                Ok(()) = status.changed() => {
+                    sink.loading(status.borrow_and_update().loading_fraction);
+                }
+            }
+        };
+        self.held_mib.store(need_mib, Ordering::Relaxed);
+        self.status.send_modify(|status| status.loaded = Some(loaded));
+        Ok(())
+    }
+
+    /// Whether the plan fits beside the model that is loaded, or in its place, or not at all.
+    fn fit(&self, plan: &Plan, settings: &Settings) -> Result<Keep, Error> {
+        let need_mib = memory_of(plan);
+        let held_mib = match self.loaded() {
+            Some(_) => self.held_mib.load(Ordering::Relaxed),
+            None => 0,
+        };
+        let limit_mib = if settings.memory_mib == 0 { u64::MAX } else { settings.memory_mib };
+        let free_mib = memory::available_mib();
+        if need_mib <= free_mib.min(limit_mib.saturating_sub(held_mib)) {
+            return Ok(Keep::Old);
+        }
+        let available_mib = free_mib.saturating_add(held_mib).min(limit_mib);
+        if need_mib <= available_mib {
+            return Ok(Keep::Nothing);
+        }
+        let (model, size) = (plan.model.clone(), plan.size.clone());
+        Err(Error::InsufficientMemory { model, size, need_mib, available_mib })
+    }
+
+    /// Lets running requests end; gives up after the drain time, and leaves them running.
+    async fn wait_idle(&self, settings: &Settings) -> Result<(), Error> {
+        tokio::time::timeout(settings.drain, self.queue.idle()).await.map_err(|_| Error::Busy {
+            why: "running requests did not end within limits.drain_ms".into(),
+            retry_after_ms: 1000,
+        })
+    }
+
+    fn pause(&self, loading: &str) {
+        self.queue.set_gate(Gate::Paused);
+        self.status.send_modify(|status| {
+            loading.clone_into(&mut status.loading);
+            status.loading_fraction = 0.0;
+            set_state(status, State::Loading);
+        });
+    }
+
+    /// After a change: the gate and the state follow from whether there is a model.
+    fn settle(&self, problem: Option<&Error>) {
+        self.status.send_modify(|status| {
+            status.loading.clear();
+            status.loading_fraction = 0.0;
+            status.problem = match problem {
+                None => String::new(),
+                Some(Error::ModelNotLoaded { problem }) => problem.clone(),
+                Some(error) => error.to_string(),
+            };
+            let state = if status.loaded.is_some() { State::Ready } else { State::NoModel };
+            set_state(status, state);
+        });
+        let status = self.status.borrow();
+        self.queue.set_gate(match status.state {
+            State::Ready => Gate::Open,
+            State::Loading => Gate::Paused,
+            State::NoModel => {
+                Gate::Closed(Error::ModelNotLoaded { problem: status.problem.clone() })
+            }
+            State::Draining => Gate::Closed(Error::ShuttingDown),
+        });
+    }
+}
+
+/// A daemon that drains stays draining.
+fn set_state(status: &mut Status, state: State) {
+    if status.state != State::Draining {
+        status.state = state;
+    }
+}
+
+/// What the plan's size needs, in MiB.
+fn memory_of(plan: &Plan) -> u64 {
+    plan.info.sizes.iter().find(|size| size.name == plan.size).map_or(0, |size| size.memory_mib)
+}
+
+/// The size that was asked for, else the configured one, else the largest.
+fn resolve_size(
+    model: &str,
+    info: &ModelInfo,
+    asked: &str,
+    configured: &str,
+) -> Result<String, Error> {
+    let (field, name) = if asked.is_empty() { ("model.size", configured) } else { ("size", asked) };
+    let names = || info.sizes.iter().map(|size| size.name.as_str());
+    let size = if name.is_empty() { names().next() } else { names().find(|known| *known == name) };
+    size.map(str::to_owned).ok_or_else(|| {
+        let names = names().collect::<Vec<_>>().join(", ");
+        Error::invalid(field, format!("the model {model:?} has no size {name:?}; it has {names}"))
+    })
+}

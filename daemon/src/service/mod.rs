@@ -1,0 +1,272 @@
+//! The daemon's core, between the APIs and the engine: the state, the queue, loads, and the drain.
+//!
+//! [`Service`] is the one owner of the daemon's [`Status`]. Every method may be called from any task;
+//! each accepted request has a task of its own until the engine thread takes it over.
+
+mod load;
+mod memory;
+mod queue;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::engine::catalog::Catalog;
+use crate::engine::{self, Handle, Job};
+use crate::stream::{self, Events, Sink, Stopper};
+use crate::types::{
+    Client, Error, GenerateRequest, Limits, Loaded, Message, State, Status, check_messages,
+};
+use queue::{Gate, Queue, Running, Ticket};
+
+pub use load::Listed;
+
+/// What the service takes from the configuration; replaced whole on a reload.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Where models are.
+    pub catalog: Catalog,
+    /// How they are loaded.
+    pub engine: engine::Settings,
+    /// The model to load when none is named; empty: the only one there is.
+    pub model: String,
+    /// The size to load when none is named; empty: the largest.
+    pub size: String,
+    /// At most this much memory for a model; 0: what there is.
+    pub memory_mib: u64,
+    /// What a request may ask for.
+    pub limits: Limits,
+    /// Unread text that is kept for a slow reader.
+    pub buffer_bytes: usize,
+    /// How long running requests may take to end.
+    pub drain: Duration,
+}
+
+/// The daemon's core. One instance, shared by both APIs.
+pub struct Service {
+    engine: Handle,
+    settings: RwLock<Arc<Settings>>,
+    status: watch::Sender<Status>,
+    queue: Arc<Queue>,
+    /// Held by the load or unload that is under way.
+    changing: Arc<tokio::sync::Mutex<()>>,
+    /// Every request that was accepted and has not ended.
+    active: Arc<Mutex<HashMap<u64, Stopper>>>,
+    next_id: AtomicU64,
+    /// What the loaded model was estimated to take.
+    held_mib: AtomicU64,
+}
+
+/// The daemon's state with its load and limits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// The state.
+    pub status: Status,
+    /// What a request may ask for.
+    pub limits: Limits,
+    /// Requests that generate.
+    pub running: u32,
+    /// Requests that wait.
+    pub queued: u32,
+}
+
+impl Service {
+    /// A service without a model. `engine` is its alone.
+    #[must_use]
+    pub fn new(engine: Handle, settings: Settings) -> Arc<Self> {
+        let problem = "nothing was loaded yet".to_owned();
+        let limits = settings.limits;
+        Arc::new(Self {
+            engine,
+            settings: RwLock::new(Arc::new(settings)),
+            queue: Queue::new(
+                Gate::Closed(Error::ModelNotLoaded { problem: problem.clone() }),
+                limits.parallel_requests,
+                limits.queued_requests,
+            ),
+            status: watch::Sender::new(Status {
+                state: State::NoModel,
+                loaded: None,
+                loading: String::new(),
+                loading_fraction: 0.0,
+                problem,
+            }),
+            changing: Arc::default(),
+            active: Arc::default(),
+            next_id: AtomicU64::new(1),
+            held_mib: AtomicU64::new(0),
+        })
+    }
+
+    /// Applies new settings; what concerns loading takes effect with the next load.
+    pub fn configure(&self, settings: Settings) {
+        self.queue.set_limits(settings.limits.parallel_requests, settings.limits.queued_requests);
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+        // The limits are part of the report.
+        self.status.send_modify(|_| {});
+    }
+
+    fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The state right now.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let (running, queued) = self.queue.counts();
+        let status = self.status.borrow().clone();
+        Report { status, limits: self.settings().limits, running, queued }
+    }
+
+    /// Wakes whenever the state or the limits change.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// Accepts a request, or refuses it at once. Dropping the events cancels it.
+    pub fn generate(
+        self: &Arc<Self>,
+        client: &Client,
+        mut request: GenerateRequest,
+    ) -> Result<Events, Error> {
+        let settings = self.settings();
+        request.check(&settings.limits)?;
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let ticket = self.queue.enter(id)?;
+        let (sink, events) = stream::channel(id, settings.buffer_bytes);
+        let active = Active::enter(&self.active, id, sink.stopper());
+        tracing::info!(request = id, %client, messages = request.messages.len(), "accepted");
+        tokio::spawn(Arc::clone(self).run(request, sink, ticket, active));
+        Ok(events)
+    }
+
+    /// Waits for the request's turn, and hands it to the engine.
+    async fn run(
+        self: Arc<Self>,
+        request: GenerateRequest,
+        sink: Sink,
+        ticket: Ticket,
+        active: Active,
+    ) {
+        let cancelled = sink.cancelled();
+        if request.stopping.deadline_ms > 0 {
+            let stopper = sink.stopper();
+            let ended = active.ended();
+            let deadline = Duration::from_millis(request.stopping.deadline_ms);
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = tokio::time::sleep(deadline) => stopper.deadline(),
+                    () = ended => {}
+                }
+            });
+        }
+        let running = tokio::select! {
+            biased;
+            () = cancelled.cancelled() => return,
+            running = self.turn(ticket, &sink) => running,
+        };
+        match running {
+            Ok(running) => {
+                let place: (Running, Active) = (running, active);
+                self.engine.generate(Job { request, sink, place: Box::new(place) });
+            }
+            Err(error) => sink.fail(error),
+        }
+    }
+
+    /// Waits for the ticket's turn; meanwhile tells the position, and how a load goes.
+    async fn turn(&self, ticket: Ticket, sink: &Sink) -> Result<Running, Error> {
+        let mut status = self.status.subscribe();
+        status.mark_changed();
+        let turn = ticket.turn(|position| sink.queued(position));
+        tokio::pin!(turn);
+        loop {
+            tokio::select! {
+                biased;
+                running = &mut turn => return running,
+                Ok(()) = status.changed() => {
+                    let status = status.borrow_and_update();
+                    if status.state == State::Loading {
+                        sink.loading(status.loading_fraction);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Counts the tokens of a conversation, template included.
+    pub async fn count_tokens(&self, messages: Vec<Message>) -> Result<u32, Error> {
+        check_messages(&messages, &self.settings().limits)?;
+        {
+            let status = self.status.borrow();
+            match status.state {
+                State::Ready => {}
+                State::NoModel => {
+                    return Err(Error::ModelNotLoaded { problem: status.problem.clone() });
+                }
+                State::Loading => return Err(loading(&status.loading)),
+                State::Draining => return Err(Error::ShuttingDown),
+            }
+        }
+        self.engine.count_tokens(messages).await
+    }
+
+    /// Refuses new requests, lets running ones end for the configured time, then ends them.
+    pub async fn drain(&self) {
+        self.status.send_modify(|status| status.state = State::Draining);
+        self.queue.set_gate(Gate::Closed(Error::ShuttingDown));
+        let drain = self.settings().drain;
+        if tokio::time::timeout(drain, self.queue.idle()).await.is_err() {
+            let active = lock(&self.active);
+            tracing::warn!(requests = active.len(), "the drain time is over: requests are ended");
+            active.values().for_each(Stopper::shut_down);
+            drop(active);
+            // One step of the engine, so that the streams see their end.
+            let _ = tokio::time::timeout(Duration::from_secs(2), self.queue.idle()).await;
+        }
+    }
+
+    fn loaded(&self) -> Option<Loaded> {
+        self.status.borrow().loaded.clone()
+    }
+}
+
+fn loading(model: &str) -> Error {
+    Error::Busy { why: format!("the model {model:?} is being loaded"), retry_after_ms: 1000 }
+}
+
+type ActiveMap = Arc<Mutex<HashMap<u64, Stopper>>>;
+
+fn lock(active: &ActiveMap) -> MutexGuard<'_, HashMap<u64, Stopper>> {
+    active.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A request's entry in the list of active ones, from its acceptance to its end.
+struct Active {
+    map: ActiveMap,
+    id: u64,
+    ended: watch::Sender<()>,
+}
+
+impl Active {
+    fn enter(map: &ActiveMap, id: u64, stopper: Stopper) -> Self {
+        lock(map).insert(id, stopper);
+        Self { map: Arc::clone(map), id, ended: watch::Sender::new(()) }
+    }
+
+    /// Completes when the request has ended.
+    fn ended(&self) -> impl Future<Output = ()> + use<> {
+        let mut ended = self.ended.subscribe();
+        async move { while ended.changed().await.is_ok() {} }
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        lock(&self.map).remove(&self.id);
+    }
+}
