@@ -1,1 +1,83 @@
-fn main(){}
+//! `nestctl`, the command-line client of nestd: reads the arguments, connects, runs one command, and
+//! ends with the exit code that says how it went.
+
+mod args;
+mod ask;
+mod chat;
+mod eval;
+mod generate;
+mod input;
+mod json;
+mod models;
+mod problem;
+mod render;
+mod status;
+
+use std::process::ExitCode;
+
+use args::{Cli, Command, Global, Transport};
+use clap::Parser;
+use nestd_client::Client;
+use problem::Problem;
+use render::Screen;
+
+fn main() -> ExitCode {
+    let Cli { global, command } = Cli::parse();
+    let result = run(&global, command);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => problem.report(&global),
+    }
+}
+
+fn run(global: &Global, command: Command) -> Result<(), Problem> {
+    let mut screen = Screen::new(global.json);
+    let command = match command {
+        Command::Completions(args) => return generate::completions(&args, &mut screen),
+        Command::Man(args) => return generate::man(&args, &mut screen),
+        // Before anything is connected or awaited: reading a pipe blocks.
+        command => input::read(command)?,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Problem::Io(format!("no runtime: {error}")))?;
+    let result = runtime.block_on(async {
+        match &command {
+            // These two have something to do on Ctrl-C; the others are dropped, which cancels.
+            Command::Chat(args) => chat::chat(&connect(global).await?, args, &mut screen).await,
+            Command::Eval(args) => eval::eval(&connect(global).await?, args, &mut screen).await,
+            command => tokio::select! {
+                result = perform(global, command, &mut screen) => result,
+                _ = tokio::signal::ctrl_c() => Err(Problem::Interrupted),
+            },
+        }
+    });
+    screen.close();
+    // A thread that still reads the terminal is not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+async fn perform(global: &Global, command: &Command, screen: &mut Screen) -> Result<(), Problem> {
+    let client = connect(global).await?;
+    match command {
+        Command::Status => status::status(&client, screen).await,
+        Command::Watch => status::watch(&client, screen).await,
+        Command::CountTokens(args) => status::count_tokens(&client, args, screen).await,
+        Command::Ask(args) => ask::ask(&client, args, screen).await,
+        Command::Models => models::models(&client, screen).await,
+        Command::Load(args) => models::load(&client, &args.model, &args.size, screen).await,
+        Command::Size(args) => models::load(&client, "", &args.name, screen).await,
+        Command::Unload => models::unload(&client, screen).await,
+        // Handled before.
+        Command::Chat(_) | Command::Eval(_) | Command::Completions(_) | Command::Man(_) => Ok(()),
+    }
+}
+
+async fn connect(global: &Global) -> Result<Client, Problem> {
+    Ok(match global.transport() {
+        Transport::Grpc(socket) => Client::grpc(socket).await?,
+        Transport::Dbus(bus) => Client::dbus(&bus).await?,
+    })
+}

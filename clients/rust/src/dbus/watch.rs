@@ -61,9 +61,9 @@ async fn run(
         };
         let failed = latest.is_err();
         reports.send_if_modified(|last| {
-            let changed = *last != latest;
+            let differs = *last != latest;
             *last = latest;
-            changed
+            differs
         });
         if failed {
             return;

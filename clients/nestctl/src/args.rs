@@ -1,0 +1,288 @@
+//! The command line: what `--help`, the man pages and the completions are made of. `main` reads it.
+
+// The doc comments are what a person reads on the terminal, where backticks have no meaning.
+#![allow(clippy::doc_markdown)]
+
+use std::{env, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+use nestd_client::{Bus, DEFAULT_SOCKET};
+
+const AFTER_HELP: &str = "\
+Examples:
+  nestctl status
+  nestctl ask \"What can you do?\"
+  git diff | nestctl ask --system \"Sum up the change in one line.\" -
+  nestctl --dbus chat
+  nestctl load demo --size small && nestctl size large
+  nestctl --json watch | jq .state
+
+Exit codes:
+  0    it worked
+  1    the request failed (any other error)
+  2    the command line is wrong, or a file that it names
+  3    the daemon cannot be reached, went away, or is stopping
+  4    an argument is invalid or not supported, the prompt is too long, or there is no such model
+  5    busy, or the queue is full: try again
+  6    no model is loaded, or it cannot be: its files are bad, or there is too little memory
+  7    not allowed
+  130  interrupted
+
+With --json, an error is an object on standard error:
+  {\"error\":{\"reason\":\"QUEUE_FULL\",\"message\":\"…\",\"details\":{\"limit\":\"8\"}}}
+
+Environment:
+  NESTCTL_SOCKET   the daemon's socket, where --socket is not given
+  NESTCTL_BUS      the message bus for --dbus, where --bus is not given";
+
+/// Talks to nestd, the daemon that serves Gemma 3n on this device.
+///
+/// Asks the model questions, shows what the daemon does, and loads models at a MatFormer size. Every
+/// command works over gRPC (the daemon's socket) and over D-Bus.
+#[derive(Parser)]
+#[command(name = "nestctl", version, after_long_help = AFTER_HELP, propagate_version = true)]
+#[command(after_help = "`nestctl --help` has examples and the exit codes.")]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Args)]
+pub struct Global {
+    /// Talk gRPC over the daemon's socket (the default)
+    #[arg(long, global = true, conflicts_with_all = ["dbus", "bus"], help_heading = "Connection")]
+    pub grpc: bool,
+    /// Talk D-Bus
+    #[arg(long, global = true, conflicts_with = "socket", help_heading = "Connection")]
+    pub dbus: bool,
+    /// The daemon's socket [default: $NESTCTL_SOCKET, else /run/nestd/nestd.sock]
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Connection")]
+    pub socket: Option<PathBuf>,
+    /// The message bus: system, session or an address; implies --dbus [default: $NESTCTL_BUS, else
+    /// system]
+    #[arg(long, global = true, conflicts_with = "socket", help_heading = "Connection")]
+    pub bus: Option<Bus>,
+    /// Print JSON: one object a line for what streams, else one object or array
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// Where the daemon is.
+pub enum Transport {
+    Grpc(PathBuf),
+    Dbus(Bus),
+}
+
+impl Global {
+    /// The transport that was asked for.
+    pub fn transport(&self) -> Transport {
+        let variable = |name| env::var_os(name).filter(|value| !value.is_empty());
+        if self.dbus || self.bus.is_some() {
+            let bus = self.bus.clone().or_else(|| variable("NESTCTL_BUS")?.to_str()?.parse().ok());
+            Transport::Dbus(bus.unwrap_or_default())
+        } else {
+            let socket = self.socket.clone().or_else(|| variable("NESTCTL_SOCKET").map(Into::into));
+            Transport::Grpc(socket.unwrap_or_else(|| DEFAULT_SOCKET.into()))
+        }
+    }
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Show what the daemon is and does
+    Status,
+    /// Ask one question; the answer is printed as it comes
+    ///
+    /// The answer goes to standard output; progress and, at the end, times go to standard error.
+    /// Ctrl-C cancels.
+    #[command(after_help = "Examples:\n  nestctl ask \"What is the capital of France?\"\n  \
+        nestctl ask --temperature 0 --max-tokens 50 \"Tell me a joke.\"\n  \
+        cat letter.txt | nestctl ask --system \"Translate to German.\"")]
+    Ask(AskArgs),
+    /// Hold a conversation, a line a turn
+    ///
+    /// On a terminal: Ctrl-C stops the answer under way, Ctrl-D or /quit ends, /reset starts over.
+    /// Lines can be piped in too.
+    Chat(ChatArgs),
+    /// List the models in the daemon's folder
+    Models,
+    /// Load a model, or the loaded one at another size
+    Load(LoadArgs),
+    /// Give the model's memory back
+    Unload,
+    /// Switch the loaded model to another MatFormer size
+    #[command(after_help = "`nestctl status` lists the sizes of the loaded model.")]
+    Size(SizeArgs),
+    /// Print the status, and again at each change, until Ctrl-C
+    Watch,
+    /// Count the tokens that a text takes as a question, template included
+    CountTokens(CountTokensArgs),
+    /// Measure how often the answers to a file of questions are right
+    ///
+    /// Asks every question greedily at each size and compares the answer with the expected one,
+    /// leading and trailing white space aside. The size from before is loaded again at the end.
+    #[command(after_help = "Each line of the file is an object; skill may be left out:\n  \
+        {\"messages\": [{\"role\": \"user\", \"content\": \"What is 2 + 2?\"}], \"answer\": \"4\", \
+        \"skill\": \"sums\"}")]
+    Eval(EvalArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  nestctl completions bash > \
+        ~/.local/share/bash-completion/completions/nestctl")]
+    Completions(CompletionsArgs),
+    /// Print the man page, or write the pages of all commands into a folder
+    Man(ManArgs),
+}
+
+/// How an answer is drawn and where it ends; what is not given is left to the model and the daemon.
+#[derive(Args, Clone, Default)]
+pub struct Options {
+    /// Standing instructions, put before the conversation
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Randomness, 0 (none) to 2
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub temperature: Option<f64>,
+    /// Draw from the K likeliest tokens
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<u32>,
+    /// Draw from the smallest set of tokens with this probability
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f64>,
+    /// Drop tokens below this share of the likeliest one's probability
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub min_p: Option<f64>,
+    /// Make the answer repeatable
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Lower tokens that occurred, -2 to 2
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub presence_penalty: Option<f64>,
+    /// Lower tokens as often as they occurred, -2 to 2
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f64>,
+    /// Divide tokens that occurred; 1 is off
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f64>,
+    /// Make at most this many tokens
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u32>,
+    /// End the answer before this text; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// End the request after this many milliseconds, waiting included
+    #[arg(long, value_name = "MS")]
+    pub deadline_ms: Option<u64>,
+    /// Print no times at the end
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Args)]
+pub struct AskArgs {
+    /// The question; - or nothing reads it from standard input
+    pub question: Vec<String>,
+    #[command(flatten)]
+    pub options: Options,
+}
+
+#[derive(Args)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    pub options: Options,
+}
+
+#[derive(Args)]
+pub struct LoadArgs {
+    /// A name from `nestctl models` [default: the loaded model, or the configured one]
+    #[arg(default_value = "", hide_default_value = true)]
+    pub model: String,
+    /// The MatFormer size [default: the configured one, or the largest]
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub size: String,
+}
+
+#[derive(Args)]
+pub struct SizeArgs {
+    /// The size's name
+    pub name: String,
+}
+
+#[derive(Args)]
+pub struct CountTokensArgs {
+    /// The text; - or nothing reads it from standard input
+    pub text: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct EvalArgs {
+    /// The questions
+    #[arg(value_name = "FILE.jsonl")]
+    pub file: PathBuf,
+    /// The sizes to ask at, as names with commas, or all [default: the one in use]
+    #[arg(long, value_name = "SIZES", value_delimiter = ',')]
+    pub sizes: Vec<String>,
+    /// Make at most this many tokens an answer
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u32>,
+    /// Ask this many at a time [default: as many as the daemon answers at once]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub parallel: Option<u32>,
+    /// Write each answer into this file, an object a line
+    #[arg(long, value_name = "FILE")]
+    pub answers: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct CompletionsArgs {
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Args)]
+pub struct ManArgs {
+    /// The folder for the pages
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    fn parse(words: &[&str]) -> Cli {
+        Cli::try_parse_from(["nestctl"].iter().chain(words)).unwrap()
+    }
+
+    #[test]
+    fn options_work_before_and_after_the_command() {
+        assert!(parse(&["--json", "status"]).global.json);
+        let after = parse(&["status", "--json", "--bus", "session"]).global;
+        assert!(after.json);
+        assert!(matches!(after.transport(), Transport::Dbus(Bus::Session)));
+        let socket = parse(&["--socket", "/s", "status"]).global;
+        assert!(matches!(socket.transport(), Transport::Grpc(path) if path == *"/s"));
+        assert!(Cli::try_parse_from(["nestctl", "--grpc", "--dbus", "status"]).is_err());
+    }
+
+    #[test]
+    fn a_question_may_be_several_words_and_a_penalty_negative() {
+        let Command::Ask(args) =
+            parse(&["ask", "--presence-penalty", "-1", "why", "not", "--stop", "a", "--stop", "b"])
+                .command
+        else {
+            panic!("not ask")
+        };
+        assert_eq!(args.question, ["why", "not"]);
+        assert_eq!(args.options.presence_penalty, Some(-1.0));
+        assert_eq!(args.options.stop, ["a", "b"]);
+    }
+}

@@ -1,0 +1,164 @@
+//! Why a command did not work: what the person reads, what a program reads (`--json`), and the exit
+//! code. `main` reports it.
+
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
+
+use nestd_client::{Error, v1::ErrorReason};
+use serde_json::{Value, json};
+
+use crate::{
+    args::{Global, Transport},
+    render,
+};
+
+/// Why a command did not work.
+#[derive(Debug)]
+pub enum Problem {
+    /// The daemon refused or failed, or is not there.
+    Client(Error),
+    /// As `Client`, with what it was about: a place in a file.
+    At(String, Error),
+    /// The command line is wrong, or a file that it names.
+    Usage(String),
+    /// Reading or writing here failed.
+    Io(String),
+    /// Nobody reads standard output any more: an end like any other.
+    Closed,
+    /// Ctrl-C.
+    Interrupted,
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        Self::Client(error)
+    }
+}
+
+impl From<io::Error> for Problem {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            Self::Closed
+        } else {
+            Self::Io(format!("standard output cannot be written: {error}"))
+        }
+    }
+}
+
+impl Problem {
+    /// Tells the person or the program, and gives the exit code.
+    pub fn report(&self, global: &Global) -> ExitCode {
+        let terminal = io::stderr().is_terminal();
+        match self {
+            // Leaves the line on which the terminal wrote ^C.
+            Self::Interrupted if terminal => eprintln!(),
+            Self::Closed | Self::Interrupted => {}
+            _ if global.json => eprintln!("{}", json!({ "error": self.json() })),
+            _ => {
+                let mut message = self.message();
+                if let Self::Client(Error::Unreachable(_)) = self {
+                    message += match global.transport() {
+                        Transport::Grpc(_) => ", or name its socket with --socket",
+                        Transport::Dbus(_) => ", or name its bus with --bus",
+                    };
+                }
+                if terminal {
+                    message = render::clean(&message);
+                }
+                eprintln!("nestctl: {message}");
+            }
+        }
+        ExitCode::from(self.code())
+    }
+
+    /// A sentence.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Client(error) => error.to_string(),
+            Self::At(place, error) => format!("{place}: {error}"),
+            Self::Usage(text) | Self::Io(text) => text.clone(),
+            Self::Closed => "standard output is closed".into(),
+            Self::Interrupted => "interrupted".into(),
+        }
+    }
+
+    /// The object that `--json` prints as `error`.
+    pub fn json(&self) -> Value {
+        let (reason, details) = match self {
+            Self::Client(error) | Self::At(_, error) => match error {
+                Error::Failed(failure) => (failure.reason.as_str_name(), json!(failure.details)),
+                Error::Unreachable(_) => ("UNREACHABLE", json!({})),
+                Error::Disconnected(_) => ("DISCONNECTED", json!({})),
+                Error::Unexpected(_) => ("UNEXPECTED", json!({})),
+            },
+            Self::Usage(_) => ("USAGE", json!({})),
+            Self::Io(_) | Self::Closed => ("IO", json!({})),
+            Self::Interrupted => ("INTERRUPTED", json!({})),
+        };
+        json!({ "reason": reason, "message": self.message(), "details": details })
+    }
+
+    /// The exit code, as `--help` lists them.
+    fn code(&self) -> u8 {
+        match self {
+            Self::Client(error) | Self::At(_, error) => match error {
+                Error::Failed(failure) => reason_code(failure.reason),
+                Error::Unreachable(_) | Error::Disconnected(_) => 3,
+                Error::Unexpected(_) => 1,
+            },
+            Self::Usage(_) => 2,
+            Self::Io(_) => 1,
+            Self::Closed => 0,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+fn reason_code(reason: ErrorReason) -> u8 {
+    match reason {
+        ErrorReason::Unspecified | ErrorReason::Lagged | ErrorReason::Internal => 1,
+        ErrorReason::ShuttingDown => 3,
+        ErrorReason::InvalidArgument
+        | ErrorReason::Unsupported
+        | ErrorReason::ContextTooLong
+        | ErrorReason::ModelNotFound => 4,
+        ErrorReason::QueueFull | ErrorReason::Busy => 5,
+        ErrorReason::ModelNotLoaded
+        | ErrorReason::ModelInvalid
+        | ErrorReason::InsufficientMemory => 6,
+        ErrorReason::NotAllowed => 7,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use nestd_client::Failure;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_has_its_code_and_its_object() {
+        let problem = Problem::Client(Error::Failed(Failure {
+            reason: ErrorReason::QueueFull,
+            message: "all taken".into(),
+            details: BTreeMap::from([("limit".into(), "8".into())]),
+            retry_after: None,
+        }));
+        assert_eq!(problem.code(), 5);
+        assert_eq!(
+            problem.json().to_string(),
+            r#"{"details":{"limit":"8"},"message":"all taken","reason":"QUEUE_FULL"}"#
+        );
+        let gone = Problem::At("q.jsonl:3".into(), Error::Unreachable("no".into()));
+        assert_eq!((gone.code(), gone.message().as_str()), (3, "q.jsonl:3: no"));
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_failure() {
+        assert_eq!(Problem::from(io::Error::from(io::ErrorKind::BrokenPipe)).code(), 0);
+    }
+}
