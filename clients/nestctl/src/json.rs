@@ -137,7 +137,7 @@ mod tests {
             request_id: 7,
             event: Some(Event::Text(Text { delta: "a\x1b\n".into() })),
         };
-        assert_eq!(event(&text).to_string(), r#"{"request_id":7,"text":{"delta":"a\u001b\n"}}"#);
+        assert_eq!(event(&text), json!({ "request_id": 7, "text": { "delta": "a\x1b\n" } }));
     }
 
     #[test]

@@ -150,8 +150,8 @@ mod tests {
         }));
         assert_eq!(problem.code(), 5);
         assert_eq!(
-            problem.json().to_string(),
-            r#"{"details":{"limit":"8"},"message":"all taken","reason":"QUEUE_FULL"}"#
+            problem.json(),
+            json!({ "reason": "QUEUE_FULL", "message": "all taken", "details": { "limit": "8" } })
         );
         let gone = Problem::At("q.jsonl:3".into(), Error::Unreachable("no".into()));
         assert_eq!((gone.code(), gone.message().as_str()), (3, "q.jsonl:3: no"));

@@ -66,6 +66,12 @@ fn state(report: &StatusReport) -> String {
     }
 }
 
+/// What is wrong. While a model loads, that is what the load is about to mend.
+fn problem(report: &StatusReport) -> Option<&str> {
+    let told = !report.problem.is_empty() && report.state() != State::Loading;
+    told.then_some(report.problem.as_str())
+}
+
 fn table(report: &StatusReport) -> String {
     let limits = report.limits.unwrap_or_default();
     let mut rows = vec![
@@ -90,8 +96,8 @@ fn table(report: &StatusReport) -> String {
     if limits.context_tokens == 0 {
         rows.retain(|(name, _)| *name != "context");
     }
-    if !report.problem.is_empty() {
-        rows.push(("problem", report.problem.clone()));
+    if let Some(problem) = problem(report) {
+        rows.push(("problem", problem.to_owned()));
     }
     render::pairs(&rows)
 }
@@ -105,9 +111,9 @@ fn line(report: &StatusReport) -> String {
         report.running_requests,
         report.queued_requests
     );
-    if !report.problem.is_empty() {
+    if let Some(problem) = problem(report) {
         line.push_str("  problem: ");
-        line.push_str(&report.problem);
+        line.push_str(problem);
     }
     line
 }

@@ -137,6 +137,12 @@ impl Error {
                 "this nestd does not know the call: it is older than this program",
                 BTreeMap::new(),
             ),
+            // The limit on a message, which the daemon's gRPC library checks before the daemon.
+            tonic::Code::OutOfRange => Self::failed(
+                ErrorReason::InvalidArgument,
+                format!("the request is too large: {}", status.message()),
+                BTreeMap::new(),
+            ),
             // What tonic makes of a connection that ended.
             tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown => {
                 Self::disconnected()
@@ -330,6 +336,13 @@ mod tests {
         let dbus = over_dbus("org.freedesktop.DBus.Error.NoReply", "left the bus", &[]);
         assert_eq!(grpc, dbus);
         assert!(matches!(grpc, Error::Disconnected(_)));
+    }
+
+    #[test]
+    fn a_request_over_the_limit_of_a_message_is_invalid() {
+        let status = tonic::Status::out_of_range("decoded message length too large");
+        let error = Error::from_status(&status, Path::new("/s"));
+        assert_eq!(error.reason(), Some(ErrorReason::InvalidArgument));
     }
 
     #[test]

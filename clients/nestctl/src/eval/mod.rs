@@ -43,11 +43,13 @@ pub async fn eval(client: &Client, args: &EvalArgs, screen: &mut Screen) -> Resu
     };
     screen.clear();
     // Nobody asked for another size than before, however this ended.
-    let restored = if sizes.iter().any(|size| *size != before.active_size) {
-        load(client, &before.active_size, screen).await
-    } else {
-        Ok(())
-    };
+    let mut restored = Ok(());
+    if sizes.iter().any(|size| *size != before.active_size) {
+        restored = tokio::select! {
+            restored = load(client, &before.active_size, screen) => restored,
+            _ = tokio::signal::ctrl_c() => Err(Problem::Interrupted),
+        };
+    }
     let model = asked?;
     restored?;
     if let Some(answers) = answers {
