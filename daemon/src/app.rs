@@ -122,7 +122,11 @@ fn reload(config: &mut Config, layers: &Layers, service: &Service, log: &Log) {
 
 fn settings(config: &Config) -> service::Settings {
     service::Settings {
-        catalog: Catalog { dir: config.model.dir.clone(), sim: config.sim_enabled },
+        catalog: Catalog {
+            dir: config.model.dir.clone(),
+            sim: config.sim_enabled,
+            isq: config.model.isq,
+        },
         engine: engine::Settings {
             isq: config.model.isq,
             context_tokens: config.model.context_tokens,

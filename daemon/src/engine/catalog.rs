@@ -1,9 +1,9 @@
 //! Which models there are: the folders below `model.dir`, each looked at through its files' headers
 //! only, and the simulator where the configuration turns it on.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::sim;
+use super::{Isq, checkpoint, sim};
 use crate::types::{Error, ModelInfo};
 
 /// A model that was found, usable or not.
@@ -24,6 +24,8 @@ pub struct Catalog {
     pub dir: PathBuf,
     /// Whether the simulator is a model too.
     pub sim: bool,
+    /// What models of full weights are quantized to, for the estimate of their memory.
+    pub isq: Isq,
 }
 
 impl Catalog {
@@ -49,7 +51,7 @@ impl Catalog {
             let path = item.map_err(unreadable)?.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
             if path.is_dir() && !name.starts_with('.') && !(self.sim && name == sim::MODEL) {
-                let info = inspect(name, &path);
+                let info = checkpoint::inspect(name, &path, self.isq);
                 entries.push(Entry { model: name.to_owned(), path, info });
             }
         }
@@ -65,13 +67,4 @@ impl Catalog {
             .find(|entry| entry.model == model)
             .ok_or_else(|| Error::ModelNotFound { model: model.into() })
     }
-}
-
-/// Reads the headers of one model's files.
-fn inspect(model: &str, path: &Path) -> Result<ModelInfo, Error> {
-    let _ = path;
-    Err(Error::ModelInvalid {
-        model: model.into(),
-        problem: "its folder holds no config.json".into(),
-    })
 }

@@ -5,13 +5,21 @@
 //! owns the engine and calls it. [`catalog`] says which models there are, from their files' headers.
 
 pub mod catalog;
+#[cfg_attr(not(feature = "mistralrs"), expect(dead_code, reason = "the list of models needs less"))]
+mod checkpoint;
+#[cfg(feature = "mistralrs")]
+mod mistralrs;
 mod sim;
+#[cfg_attr(not(feature = "mistralrs"), expect(dead_code, reason = "written for mistral.rs only"))]
+mod sizes;
 mod thread;
+#[cfg(feature = "mistralrs")]
+mod towers;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use thread::{Handle, spawn};
+pub use thread::{Handle, Keep, spawn};
 
 use crate::stream::Sink;
 use crate::types::{EngineKind, Error, GenerateRequest, Loaded, Message, ModelInfo};
@@ -87,10 +95,10 @@ pub struct Settings {
 }
 
 /// In-situ quantization: what the weights are turned into while they are loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Isq {
     /// Keep them as they are.
+    #[default]
     None,
     /// 4.5 bits a weight.
     Q4k,
@@ -117,6 +125,9 @@ pub struct SimSettings {
 pub fn load(plan: &Plan, progress: &dyn Fn(f64)) -> Result<Box<dyn Engine>, Error> {
     match plan.info.engine {
         EngineKind::Sim => Ok(Box::new(sim::Sim::load(plan, progress))),
+        #[cfg(feature = "mistralrs")]
+        EngineKind::Mistralrs => Ok(Box::new(mistralrs::Mistralrs::load(plan, progress)?)),
+        #[cfg(not(feature = "mistralrs"))]
         EngineKind::Mistralrs => Err(Error::unsupported(
             "the engine mistralrs",
             "this build of the daemon was made without it",
