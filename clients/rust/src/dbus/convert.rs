@@ -22,10 +22,10 @@ pub type Turn = (String, Vec<(String, OwnedVariant)>);
 /// A conversation as `a(sa(sv))`. Roles and kinds that the bus has no word for go as they are, so that
 /// the daemon refuses them with its own words.
 pub fn messages(messages: &[Message]) -> Result<Vec<Turn>, Error> {
-    messages.iter().map(turn).collect()
+    messages.iter().enumerate().map(|(index, message)| turn(index, message)).collect()
 }
 
-fn turn(message: &Message) -> Result<Turn, Error> {
+fn turn(index: usize, message: &Message) -> Result<Turn, Error> {
     let role = match Role::try_from(message.role) {
         Ok(Role::Unspecified) => String::new(),
         Ok(Role::System) => "system".into(),
@@ -34,7 +34,7 @@ fn turn(message: &Message) -> Result<Turn, Error> {
         Ok(Role::Tool) => "tool".into(),
         Err(_) => message.role.to_string(),
     };
-    let parts = message.parts.iter().map(|part| {
+    let parts = message.parts.iter().enumerate().map(|(part_index, part)| {
         let (kind, value) = match &part.kind {
             Some(Kind::Text(text)) => ("text", text.as_str()),
             Some(Kind::Image(_)) => ("image", ""),
@@ -43,9 +43,21 @@ fn turn(message: &Message) -> Result<Turn, Error> {
             Some(Kind::ToolResult(_)) => ("tool_result", ""),
             None => ("", ""),
         };
+        carried(value, || format!("messages[{index}].parts[{part_index}].{kind}"))?;
         Ok((kind.to_owned(), Variant::from(value).try_into_owned()?))
     });
-    Ok((role, parts.collect::<Result<_, zbus::Error>>()?))
+    Ok((role, parts.collect::<Result<_, Error>>()?))
+}
+
+/// Refuses a string that the bus would not carry: it drops a connection that sends a NUL.
+pub fn carried(value: &str, field: impl FnOnce() -> String) -> Result<(), Error> {
+    if !value.contains('\0') {
+        return Ok(());
+    }
+    let field = field();
+    let message = format!("{field}: D-Bus cannot carry the character U+0000");
+    let details = BTreeMap::from([("field".to_owned(), field)]);
+    Err(Error::failed(ErrorReason::InvalidArgument, message, details))
 }
 
 /// The options of `Generate` and `GenerateToFd`. What this version of the daemon refuses by name is sent
@@ -72,12 +84,17 @@ pub struct Options {
 }
 
 impl Options {
-    pub fn new(request: GenerateRequest, handle_token: String) -> Self {
+    pub fn new(request: GenerateRequest, handle_token: String) -> Result<Self, Error> {
         let sampling = request.sampling.unwrap_or_default();
         let stopping = request.stopping.unwrap_or_default();
         let tools = request.tools.into_iter();
         let tools = tools.map(|tool| (tool.name, tool.description, tool.parameters_json_schema));
-        Self {
+        for (index, stop) in stopping.stop.iter().enumerate() {
+            carried(stop, || format!("stopping.stop[{index}]"))?;
+        }
+        carried(&request.session, || "session".into())?;
+        carried(&request.json_schema, || "json_schema".into())?;
+        Ok(Self {
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,
@@ -100,7 +117,7 @@ impl Options {
             tools: some(tools.collect()),
             json_schema: some(request.json_schema),
             handle_token,
-        }
+        })
     }
 
     pub fn token(&self) -> &str {
@@ -117,8 +134,9 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    pub fn new(size: &str, handle_token: &str) -> Self {
-        Self { size: some(size.to_owned()), handle_token: handle_token.to_owned() }
+    pub fn new(size: &str, handle_token: &str) -> Result<Self, Error> {
+        carried(size, || "size".into())?;
+        Ok(Self { size: some(size.to_owned()), handle_token: handle_token.to_owned() })
     }
 }
 

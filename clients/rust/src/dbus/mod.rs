@@ -101,7 +101,7 @@ impl Dbus {
     /// See [`crate::Client::generate`].
     pub async fn generate(&self, request: GenerateRequest) -> Result<Events, Error> {
         let messages = convert::messages(&request.messages)?;
-        let options = convert::Options::new(request, self.token());
+        let options = convert::Options::new(request, self.token())?;
         let token = options.token().to_owned();
         let call =
             move |dbus: Self| async move { dbus.call("Generate", &(messages, options)).await };
@@ -119,7 +119,7 @@ impl Dbus {
             Error::Unexpected(format!("the file descriptor cannot be used: {error}"))
         })?);
         let messages = convert::messages(&request.messages)?;
-        let options = convert::Options::new(request, self.token());
+        let options = convert::Options::new(request, self.token())?;
         let token = options.token().to_owned();
         let call = move |dbus: Self| async move {
             dbus.call("GenerateToFd", &(fd, messages, options)).await
@@ -141,7 +141,8 @@ impl Dbus {
     /// See [`crate::Client::load`].
     pub async fn load(&self, model: &str, size: &str) -> Result<Fractions, Error> {
         let token = self.token();
-        let options = convert::LoadOptions::new(size, &token);
+        let options = convert::LoadOptions::new(size, &token)?;
+        convert::carried(model, || "model".into())?;
         let model = model.to_owned();
         let call = move |dbus: Self| async move { dbus.call("LoadModel", &(model, options)).await };
         let events = request::start(self.clone(), &token, false, call).await?;
@@ -177,7 +178,14 @@ impl Dbus {
             Ok(owner) => owner
                 .try_into()
                 .map_err(|error| Error::Unexpected(format!("the bus named an owner: {error}"))),
-            Err(error) => Err(started.err().unwrap_or(error)),
+            Err(error) => Err(match started {
+                // Whoever should start it failed, and named the error in its own way.
+                Err(Error::Unexpected(why)) => Error::Unreachable(format!(
+                    "nestd cannot be started on this bus ({why}): see `systemctl status nestd`"
+                )),
+                Err(error) => error,
+                Ok(_) => error,
+            }),
         }
     }
 

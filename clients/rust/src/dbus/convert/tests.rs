@@ -41,8 +41,16 @@ fn a_conversation_is_roles_and_parts() {
 }
 
 #[test]
+fn a_nul_is_refused_before_the_bus_drops_the_connection() {
+    let error = messages(&[message(Role::User, "a\0b")]).unwrap_err();
+    assert_eq!(error.reason(), Some(ErrorReason::InvalidArgument));
+    assert!(error.to_string().starts_with("messages[0].parts[0].text: "), "{error}");
+    assert!(LoadOptions::new("a\0", "c0").is_err());
+}
+
+#[test]
 fn options_hold_what_was_set_and_no_more() {
-    let sent = on_the_bus(&Options::new(ask("?"), "c0".into()));
+    let sent = on_the_bus(&Options::new(ask("?"), "c0".into()).unwrap());
     assert_eq!(sent.body().signature().to_string(), "a{sv}");
     let read: Dict = sent.body().deserialize().unwrap();
     assert_eq!(read, dict([("handle_token", "c0".into())]));
@@ -58,7 +66,7 @@ fn options_hold_what_was_set_and_no_more() {
         tools: vec![Tool::default()],
         ..ask("?")
     };
-    let sent = on_the_bus(&Options::new(request, "c1".into()));
+    let sent = on_the_bus(&Options::new(request, "c1".into()).unwrap());
     let read: Dict = sent.body().deserialize().unwrap();
     let tools = vec![(String::new(), String::new(), String::new())];
     assert_eq!(
