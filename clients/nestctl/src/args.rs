@@ -53,20 +53,30 @@ pub struct Cli {
 #[derive(Args)]
 pub struct Global {
     /// Talk gRPC over the daemon's socket (the default)
-    #[arg(long, global = true, conflicts_with_all = ["dbus", "bus"], help_heading = "Connection")]
+    #[arg(long, global = true, conflicts_with_all = ["dbus", "bus"], help_heading = "Options of every command")]
     pub grpc: bool,
     /// Talk D-Bus
-    #[arg(long, global = true, conflicts_with = "socket", help_heading = "Connection")]
+    #[arg(
+        long,
+        global = true,
+        conflicts_with = "socket",
+        help_heading = "Options of every command"
+    )]
     pub dbus: bool,
     /// The daemon's socket [default: $NESTCTL_SOCKET, else /run/nestd/nestd.sock]
-    #[arg(long, global = true, value_name = "PATH", help_heading = "Connection")]
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Options of every command")]
     pub socket: Option<PathBuf>,
     /// The message bus: system, session or an address; implies --dbus [default: $NESTCTL_BUS, else
     /// system]
-    #[arg(long, global = true, conflicts_with = "socket", help_heading = "Connection")]
+    #[arg(
+        long,
+        global = true,
+        conflicts_with = "socket",
+        help_heading = "Options of every command"
+    )]
     pub bus: Option<Bus>,
     /// Print JSON: one object a line for what streams, else one object or array
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Options of every command")]
     pub json: bool,
 }
 
