@@ -30,8 +30,8 @@ struct AtSize {
     size: String,
     /// By skill; sorted, so that sizes are comparable whatever came first.
     skills: std::collections::BTreeMap<String, Score>,
-    ttft_ms: Mean,
-    decode_tokens_per_s: Mean,
+    ttft: Ratio,
+    decode: Ratio,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -54,23 +54,26 @@ impl Score {
     }
 }
 
+/// A sum over a sum: milliseconds over answers, tokens over seconds.
 #[derive(Clone, Copy, Default)]
-struct Mean {
-    sum: f64,
-    count: u32,
+struct Ratio {
+    above: f64,
+    below: f64,
 }
 
-impl Mean {
-    /// Zero is how the daemon says that it does not know.
-    fn add(&mut self, value: f64) {
-        if value > 0.0 {
-            self.sum += value;
-            self.count += 1;
-        }
+impl Ratio {
+    fn add(&mut self, above: f64, below: f64) {
+        self.above += above;
+        self.below += below;
     }
 
+    /// None where nothing was measured.
     fn value(self) -> Option<f64> {
-        (self.count > 0).then(|| self.sum / f64::from(self.count))
+        (self.below > 0.0).then(|| self.above / self.below)
+    }
+
+    fn cell(self, unit: &str) -> String {
+        self.value().map_or_else(|| "-".into(), |value| format!("{value:5.1} {unit}"))
     }
 }
 
@@ -90,8 +93,8 @@ impl Report {
             self.sizes.push(AtSize {
                 size: size.to_owned(),
                 skills: std::collections::BTreeMap::new(),
-                ttft_ms: Mean::default(),
-                decode_tokens_per_s: Mean::default(),
+                ttft: Ratio::default(),
+                decode: Ratio::default(),
             });
         }
         let Some(at_size) = self.sizes.last_mut() else { return };
@@ -99,8 +102,17 @@ impl Report {
         score.asked += 1;
         score.correct += u32::from(asked.correct());
         let timings = asked.end.timings.unwrap_or_default();
-        at_size.ttft_ms.add(timings.ttft_us as f64 / 1000.0);
-        at_size.decode_tokens_per_s.add(timings.decode_tokens_per_s);
+        // Zero is how the daemon says that it does not know.
+        if timings.ttft_us > 0 {
+            at_size.ttft.add(timings.ttft_us as f64 / 1000.0, 1.0);
+        }
+        if timings.decode_tokens_per_s > 0.0 {
+            // Not the mean of the rates, in which an answer of two tokens would weigh as much as one
+            // of two hundred.
+            let tokens = asked.end.usage.unwrap_or_default().completion_tokens.saturating_sub(1);
+            let tokens = f64::from(tokens);
+            at_size.decode.add(tokens, tokens / timings.decode_tokens_per_s);
+        }
     }
 
     /// A column for each size, a row for each skill.
@@ -117,12 +129,8 @@ impl Report {
             rows.push(row(name, &|at| at.skills.get(skill).copied().unwrap_or_default().cell()));
         }
         rows.push(row("all", &|at| at.total().cell()));
-        let mean = |mean: Mean, unit: &str| match mean.value() {
-            Some(value) => format!("{value:5.1} {unit}"),
-            None => "-".into(),
-        };
-        rows.push(row("mean TTFT", &|at| mean(at.ttft_ms, "ms")));
-        rows.push(row("mean speed", &|at| mean(at.decode_tokens_per_s, "tokens/s")));
+        rows.push(row("mean TTFT", &|at| at.ttft.cell("ms")));
+        rows.push(row("speed", &|at| at.decode.cell("tokens/s")));
         render::table(&rows)
     }
 
@@ -135,8 +143,8 @@ impl Report {
                 "size": at.size,
                 "all": at.total().json(),
                 "skills": skills,
-                "mean_ttft_ms": at.ttft_ms.value(),
-                "mean_decode_tokens_per_s": at.decode_tokens_per_s.value(),
+                "mean_ttft_ms": at.ttft.value(),
+                "decode_tokens_per_s": at.decode.value(),
             })
         });
         json!({ "file": file, "model": model, "sizes": sizes.collect::<Vec<_>>() })
@@ -145,7 +153,7 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
-    use nestd_client::v1::Timings;
+    use nestd_client::v1::{Timings, Usage};
 
     use super::*;
 
@@ -156,16 +164,17 @@ mod tests {
             messages: Vec::new(),
             answer: "4".into(),
         };
-        let timings =
-            |ttft_us| Timings { ttft_us, decode_tokens_per_s: 10.0, ..Timings::default() };
         let mut report = Report::default();
-        for (size, skill, text, ttft_us) in [
-            ("large", "sums", " 4\n", 1000),
-            ("large", "facts", "4", 3000),
-            ("small", "sums", "5", 0),
-            ("small", "facts", "4", 500),
+        for (size, skill, text, ttft_us, tokens, decode_tokens_per_s) in [
+            ("large", "sums", " 4\n", 1000, 11, 10.0),
+            ("large", "facts", "4", 3000, 11, 5.0),
+            ("small", "sums", "5", 0, 1, 0.0),
+            ("small", "facts", "4", 500, 2, 10.0),
         ] {
-            let end = Finished { timings: Some(timings(ttft_us)), ..Finished::default() };
+            let timings = Timings { ttft_us, decode_tokens_per_s, ..Timings::default() };
+            let usage = Usage { completion_tokens: tokens, ..Usage::default() };
+            let end =
+                Finished { timings: Some(timings), usage: Some(usage), ..Finished::default() };
             let question = question(skill);
             report.count(size, &Asked { question: &question, text: text.into(), end });
         }
@@ -182,7 +191,7 @@ facts       100.0 % (1/1)   100.0 % (1/1)
 sums        100.0 % (1/1)     0.0 % (0/1)
 all         100.0 % (2/2)    50.0 % (1/2)
 mean TTFT     2.0 ms          0.5 ms
-mean speed   10.0 tokens/s   10.0 tokens/s
+speed         6.7 tokens/s   10.0 tokens/s
 "
         );
     }
