@@ -55,18 +55,10 @@ impl Problem {
             // Leaves the line on which the terminal wrote ^C.
             Self::Interrupted if terminal => eprintln!(),
             Self::Closed | Self::Interrupted => {}
-            _ if global.json => eprintln!("{}", json!({ "error": self.json() })),
+            _ if global.json => eprintln!("{}", json!({ "error": self.json(global) })),
             _ => {
-                let mut message = self.message();
-                if let Self::Client(Error::Unreachable(_)) = self {
-                    message += match global.transport() {
-                        Transport::Grpc(_) => ", or name its socket with --socket",
-                        Transport::Dbus(_) => ", or name its bus with --bus",
-                    };
-                }
-                if terminal {
-                    message = render::clean(&message);
-                }
+                let message = self.message(global);
+                let message = if terminal { render::clean(&message) } else { message };
                 eprintln!("nestctl: {message}");
             }
         }
@@ -74,8 +66,12 @@ impl Problem {
     }
 
     /// A sentence.
-    pub fn message(&self) -> String {
+    pub fn message(&self, global: &Global) -> String {
         match self {
+            Self::Client(error @ Error::Unreachable(_)) => match global.transport() {
+                Transport::Grpc(_) => format!("{error}, or name its socket with --socket"),
+                Transport::Dbus(_) => format!("{error}, or name its bus with --bus"),
+            },
             Self::Client(error) => error.to_string(),
             Self::At(place, error) => format!("{place}: {error}"),
             Self::Usage(text) | Self::Io(text) => text.clone(),
@@ -85,7 +81,7 @@ impl Problem {
     }
 
     /// The object that `--json` prints as `error`.
-    pub fn json(&self) -> Value {
+    pub fn json(&self, global: &Global) -> Value {
         let (reason, details) = match self {
             Self::Client(error) | Self::At(_, error) => match error {
                 Error::Failed(failure) => (failure.reason.as_str_name(), json!(failure.details)),
@@ -97,7 +93,7 @@ impl Problem {
             Self::Io(_) | Self::Closed => ("IO", json!({})),
             Self::Interrupted => ("INTERRUPTED", json!({})),
         };
-        json!({ "reason": reason, "message": self.message(), "details": details })
+        json!({ "reason": reason, "message": self.message(global), "details": details })
     }
 
     /// The exit code, as `--help` lists them.
@@ -140,6 +136,10 @@ mod tests {
 
     use super::*;
 
+    fn global() -> Global {
+        Global { grpc: false, dbus: false, socket: Some("/s".into()), bus: None, json: true }
+    }
+
     #[test]
     fn a_failure_has_its_code_and_its_object() {
         let problem = Problem::Client(Error::Failed(Failure {
@@ -150,11 +150,17 @@ mod tests {
         }));
         assert_eq!(problem.code(), 5);
         assert_eq!(
-            problem.json(),
+            problem.json(&global()),
             json!({ "reason": "QUEUE_FULL", "message": "all taken", "details": { "limit": "8" } })
         );
         let gone = Problem::At("q.jsonl:3".into(), Error::Unreachable("no".into()));
-        assert_eq!((gone.code(), gone.message().as_str()), (3, "q.jsonl:3: no"));
+        assert_eq!((gone.code(), gone.message(&global()).as_str()), (3, "q.jsonl:3: no"));
+    }
+
+    #[test]
+    fn a_daemon_that_is_not_there_may_be_elsewhere() {
+        let problem = Problem::Client(Error::Unreachable("start it".into()));
+        assert_eq!(problem.message(&global()), "start it, or name its socket with --socket");
     }
 
     #[test]

@@ -118,6 +118,7 @@ mod tests {
     #[test]
     fn a_missing_file_is_named() {
         let problem = read(Path::new("/nonexistent.jsonl")).unwrap_err();
-        assert!(problem.message().starts_with("/nonexistent.jsonl cannot be read"));
+        assert!(matches!(problem, Problem::Usage(text)
+            if text.starts_with("/nonexistent.jsonl cannot be read")));
     }
 }

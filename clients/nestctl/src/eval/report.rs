@@ -186,12 +186,12 @@ mod tests {
         assert_eq!(
             report().table(),
             "\
-SKILL       large           small
-facts       100.0 % (1/1)   100.0 % (1/1)
-sums        100.0 % (1/1)     0.0 % (0/1)
-all         100.0 % (2/2)    50.0 % (1/2)
-mean TTFT     2.0 ms          0.5 ms
-speed         6.7 tokens/s   10.0 tokens/s
+SKILL      large           small
+facts      100.0 % (1/1)   100.0 % (1/1)
+sums       100.0 % (1/1)     0.0 % (0/1)
+all        100.0 % (2/2)    50.0 % (1/2)
+mean TTFT    2.0 ms          0.5 ms
+speed        6.7 tokens/s   10.0 tokens/s
 "
         );
     }
