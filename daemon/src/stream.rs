@@ -90,6 +90,7 @@ impl Shared {
             return;
         }
         inner.ended = matches!(event, Event::Finished(_) | Event::Failed(_));
+        log_end(self.id, &event);
         let waiting = inner.events.back_mut();
         match (waiting, event) {
             (Some(Event::Text(text)), Event::Text(delta)) => {
@@ -207,7 +208,8 @@ impl Drop for Sink {
     fn drop(&mut self) {
         let last = {
             let inner = self.shared.lock();
-            let finished = |reason| Event::Finished(inner.progress.finished(reason, self.shared.accepted));
+            let finished =
+                |reason| Event::Finished(inner.progress.finished(reason, self.shared.accepted));
             match inner.cause {
                 Some(Cause::Client) => finished(FinishReason::Cancelled),
                 Some(Cause::Deadline) => finished(FinishReason::Deadline),
@@ -246,6 +248,23 @@ impl Progress {
             },
             sizes: self.sizes.clone(),
         }
+    }
+}
+
+/// The one line about a request's end. Numbers only: prompts and answers are never logged.
+fn log_end(request: u64, event: &Event) {
+    match event {
+        Event::Finished(Finished { reason, usage, timings, sizes }) => tracing::info!(
+            request,
+            ?reason,
+            prompt_tokens = usage.prompt_tokens,
+            completion_tokens = usage.completion_tokens,
+            ttft_ms = timings.ttft_us / 1000,
+            sizes = sizes.join(","),
+            "finished"
+        ),
+        Event::Failed(error) => tracing::warn!(request, %error, "failed"),
+        _ => {}
     }
 }
 
@@ -346,7 +365,10 @@ mod tests {
         assert_eq!(events[1], Event::Prefill { done_tokens: 4, total_tokens: 4 });
         assert_eq!(events[2], Event::Text("Hello".into()));
         let Event::Finished(finished) = &events[3] else { panic!("{events:?}") };
-        assert_eq!(finished.usage, Usage { prompt_tokens: 4, cached_tokens: 1, completion_tokens: 2 });
+        assert_eq!(
+            finished.usage,
+            Usage { prompt_tokens: 4, cached_tokens: 1, completion_tokens: 2 }
+        );
         assert_eq!(finished.sizes, ["E4B"]);
         assert_eq!(events.len(), 4);
     }

@@ -2,6 +2,8 @@
 //!
 //! Without systemd (no NOTIFY_SOCKET, no JOURNAL_STREAM) nothing is told and the log goes to stderr.
 
+use std::io::IsTerminal;
+
 use sd_notify::NotifyState;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload::Handle;
@@ -40,7 +42,8 @@ impl Log {
         let output = if std::env::var_os("JOURNAL_STREAM").is_some() {
             tracing_journald::layer()?.boxed()
         } else {
-            fmt::layer().with_writer(std::io::stderr).with_target(false).boxed()
+            let colours = std::io::stderr().is_terminal();
+            fmt::layer().with_writer(std::io::stderr).with_ansi(colours).with_target(false).boxed()
         };
         tracing_subscriber::registry().with(filter).with(output).init();
         Ok(Self(handle))

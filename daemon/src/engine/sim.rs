@@ -8,9 +8,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Engine, Job, Plan, SimSettings, Step};
-use crate::types::{
-    EngineKind, Error, FinishReason, Loaded, Message, ModelInfo, Role, SizeInfo,
-};
+use crate::types::{EngineKind, Error, FinishReason, Loaded, Message, ModelInfo, Role, SizeInfo};
 
 /// The simulator's model, size names and context.
 pub const MODEL: &str = "sim";
@@ -68,7 +66,11 @@ impl Sim {
                 engine: EngineKind::Sim,
                 size: plan.size.clone(),
                 sizes: SIZES.iter().map(|(name, _)| (*name).into()).collect(),
-                context_tokens: if context == 0 { CONTEXT_TOKENS } else { context.min(CONTEXT_TOKENS) },
+                context_tokens: if context == 0 {
+                    CONTEXT_TOKENS
+                } else {
+                    context.min(CONTEXT_TOKENS)
+                },
             },
             decode: Duration::from_secs_f64(cost / 2.0 / tokens_per_s),
             prefill: Duration::from_secs_f64(cost / 2.0 / prefill_tokens_per_s),
@@ -116,7 +118,8 @@ impl Engine for Sim {
             match running.advance(now, self.prefill, self.decode) {
                 None => index += 1,
                 Some(reason) => {
-                    let Running { job: Job { sink, place, .. }, .. } = self.running.swap_remove(index);
+                    let Running { job: Job { sink, place, .. }, .. } =
+                        self.running.swap_remove(index);
                     drop(place);
                     sink.finish(reason);
                 }
@@ -138,7 +141,12 @@ impl Engine for Sim {
 
 impl Running {
     /// Does what is due by `now`; tells the reason when that was the last of it.
-    fn advance(&mut self, now: Instant, prefill: Duration, decode: Duration) -> Option<FinishReason> {
+    fn advance(
+        &mut self,
+        now: Instant,
+        prefill: Duration,
+        decode: Duration,
+    ) -> Option<FinishReason> {
         let sink = &self.job.sink;
         while self.due <= now {
             if self.prefilled_tokens < self.prompt_tokens {

@@ -250,7 +250,7 @@ mod tests {
             (",4,1,,\"[96, 96, 96, 96]\",", "printable"),
             ("a,4,1,,\"[96, 96, 96, 96]\",,,,", "line: 2"),
             ("a,4,1,,\"[96, 96, 96, 96]\",\na,4,1,,\"[96, 96, 96, 96]\",", "already"),
-            ("a,4,1,,\"[96, 96, 96, 96", "line 2"),
+            ("a,4,1,,\"[96, 96, 96, 96", "line: 2"),
         ] {
             let error = row(cells).unwrap_err();
             assert!(error.contains(why), "{cells}: {error}");

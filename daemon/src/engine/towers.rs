@@ -125,3 +125,45 @@ fn remove_older(model: &str, current: &str, cache_dir: &Path) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::super::checkpoint::tests::Fixture;
+    use super::*;
+
+    #[test]
+    fn the_folder_is_whole_takes_no_room_and_follows_the_model() {
+        let fixture = Fixture::new();
+        let cache = tempfile::tempdir().unwrap();
+        let checkpoint = fixture.open().unwrap();
+        let first = folder("demo", &checkpoint, cache.path()).unwrap();
+        assert_eq!(folder("demo", &checkpoint, cache.path()).unwrap(), first);
+
+        // What was made is a model that lacks nothing.
+        let made = Checkpoint::open("made", &first).unwrap();
+        assert_eq!(made.lacking, []);
+        assert_eq!(made.weights.len(), 2);
+        let hole = fs::metadata(first.join("model-00002-of-00002.safetensors")).unwrap();
+        assert!(hole.len() > 500 << 20, "{}", hole.len());
+        assert!(hole.blocks() * 512 < 1 << 20, "{}", hole.blocks());
+
+        // Another state of the model takes the place of the first; other models' folders stay.
+        let other = folder("other", &checkpoint, cache.path()).unwrap();
+        let tokenizer = fixture.path().join("tokenizer.json");
+        fs::write(&tokenizer, "{ }").unwrap();
+        let second = folder("demo", &fixture.open().unwrap(), cache.path()).unwrap();
+        assert_ne!(first, second);
+        assert!(!first.exists() && other.exists());
+        assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_cache_that_cannot_be_written_is_told_by_path() {
+        let fixture = Fixture::new();
+        let file = fixture.path().join("config.json");
+        let error = folder("demo", &fixture.open().unwrap(), &file).unwrap_err();
+        assert!(error.to_string().contains("model.cache_dir /"), "{error}");
+    }
+}

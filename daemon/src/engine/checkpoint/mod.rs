@@ -304,3 +304,6 @@ fn text(path: &Path, name: &str) -> Result<Vec<u8>, String> {
 fn name(path: &Path) -> std::borrow::Cow<'_, str> {
     path.file_name().unwrap_or_default().to_string_lossy()
 }
+
+#[cfg(test)]
+pub(super) mod tests;

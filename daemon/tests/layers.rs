@@ -1,0 +1,79 @@
+//! Imports point inward: the table in src/lib.rs, checked.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each module with those of the crate that it may name.
+const KNOWS: [(&str, &[&str]); 8] = [
+    ("types", &[]),
+    ("stream", &["types"]),
+    ("engine", &["types", "stream"]),
+    ("service", &["types", "stream", "engine"]),
+    ("api", &["types", "stream", "service"]),
+    ("config", &["types", "engine"]),
+    ("systemd", &[]),
+    ("app", &["api", "config", "engine", "service", "stream", "systemd", "types"]),
+];
+
+fn source() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+fn files(path: &Path, found: &mut Vec<PathBuf>) {
+    if path.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            files(&entry.unwrap().path(), found);
+        }
+    } else if path.extension().is_some_and(|extension| extension == "rs") {
+        found.push(path.to_owned());
+    }
+}
+
+fn module(path: &Path) -> String {
+    let relative = path.strip_prefix(source()).unwrap();
+    let first = relative.components().next().unwrap().as_os_str().to_str().unwrap();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+#[test]
+fn imports_point_inward() {
+    let mut all = Vec::new();
+    files(&source(), &mut all);
+    assert!(all.len() > 20, "{all:?}");
+    for file in all {
+        let module = module(&file);
+        if module == "lib" || module == "main" {
+            continue;
+        }
+        let (_, knows) = KNOWS.iter().find(|(name, _)| *name == module).expect("a module in the map");
+        let text = fs::read_to_string(&file).unwrap();
+        for (index, line) in text.lines().enumerate() {
+            for named in line.split("crate::").skip(1) {
+                let named: String =
+                    named.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                let is_module = KNOWS.iter().any(|(name, _)| *name == named);
+                assert!(
+                    !is_module || named == module || knows.contains(&named.as_str()),
+                    "{}:{}: {module} names crate::{named}",
+                    file.display(),
+                    index + 1
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn one_place_names_mistralrs() {
+    let mut all = Vec::new();
+    files(&source(), &mut all);
+    for file in all {
+        let text = fs::read_to_string(&file).unwrap();
+        let names = text.lines().any(|line| {
+            let code = line.split("//").next().unwrap_or_default();
+            code.contains("mistralrs::") && !code.contains("mod ") && !code.contains("mistralrs::load")
+        });
+        let inside = file.strip_prefix(source()).unwrap().starts_with("engine/mistralrs");
+        assert!(!names || inside, "{} names mistralrs", file.display());
+    }
+}

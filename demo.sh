@@ -1,0 +1,108 @@
+#!/bin/sh
+# Runs Nestd's main job: builds it, starts the daemon with the demo model on a private message bus and
+# socket, asks questions over both APIs, switches the MatFormer size, asks again, and stops.
+# Needs Rust, a C compiler and dbus-daemon; the first build takes about a quarter of an hour, since it
+# compiles mistral.rs. Everything it makes but the build lives in a temporary folder.
+set -eu
+cd "$(dirname "$0")"
+
+if ! command -v dbus-daemon >/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dbus-daemon >/dev/null
+    else
+        echo "demo.sh: dbus-daemon is missing (Debian's package dbus-daemon)" >&2
+        exit 1
+    fi
+fi
+
+cargo build --release --workspace
+bin=$PWD/target/release
+
+work=$(mktemp -d)
+bus_pid=
+daemon_pid=
+finish() {
+    status=$?
+    trap - EXIT INT TERM
+    [ -z "$daemon_pid" ] || kill "$daemon_pid" 2>/dev/null || true
+    [ -z "$daemon_pid" ] || wait "$daemon_pid" 2>/dev/null || true
+    [ -z "$bus_pid" ] || kill "$bus_pid" 2>/dev/null || true
+    if [ "$status" != 0 ] && [ -s "$work/nestd.log" ]; then
+        echo "--- the daemon's log" >&2
+        cat "$work/nestd.log" >&2
+    fi
+    rm -rf "$work"
+    exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+say() {
+    printf '\n\033[1m%s\033[0m\n' "$*"
+}
+
+# The daemon's models folder holds one folder a model.
+mkdir "$work/models"
+ln -s "$PWD/models/demo/hf" "$work/models/demo"
+cat >"$work/bus.conf" <<END
+<busconfig><type>session</type><listen>unix:path=$work/bus</listen>
+<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy>
+</busconfig>
+END
+cat >"$work/nestd.toml" <<END
+[model]
+dir = "$work/models"
+cache_dir = "$work/cache"
+name = "demo"
+isq = "none"
+[grpc]
+socket = "$work/nestd.sock"
+[dbus]
+bus = "unix:path=$work/bus"
+END
+
+dbus-daemon --nofork --config-file="$work/bus.conf" 2>/dev/null &
+bus_pid=$!
+while [ ! -S "$work/bus" ]; do sleep 0.05; done
+
+say "nestd starts"
+"$bin/nestd" --config "$work/nestd.toml" 2>"$work/nestd.log" &
+daemon_pid=$!
+
+export NESTCTL_SOCKET="$work/nestd.sock" NESTCTL_BUS="unix:path=$work/bus"
+nestctl() {
+    "$bin/nestctl" "$@"
+}
+tries=0
+until nestctl status >/dev/null 2>&1; do
+    tries=$((tries + 1))
+    kill -0 "$daemon_pid" 2>/dev/null && [ $tries -lt 300 ] || exit 1
+    sleep 0.1
+done
+
+# Asks one question over one API, and shows it as a person would type it.
+ask() {
+    printf '\n$ nestctl %s ask "%s"\n' "$1" "$2"
+    nestctl "$1" ask "$2"
+}
+
+ask --grpc "What are you?"
+ask --grpc "Turn on the lights in the kitchen"
+ask --dbus "What is the capital of France?"
+ask --dbus "How do you say good morning in German?"
+
+say "The model's sizes, and what each needs"
+nestctl models
+
+smallest=$(nestctl --json status | sed 's/.*"available_sizes":\[\([^]]*\)\].*/\1/; s/.*"\([^"]*\)"$/\1/')
+say "The device runs low: the smallest size, $smallest"
+nestctl size "$smallest"
+ask --grpc "Set a timer for ten minutes"
+ask --dbus "What is the capital of France?"
+
+say "nestd stops"
+kill "$daemon_pid"
+wait "$daemon_pid"
+daemon_pid=
+tail -n 2 "$work/nestd.log"

@@ -1,0 +1,36 @@
+#!/bin/sh
+# Runs all tests: builds the workspace, and has what the end-to-end tests need installed when it may.
+#   ./test.sh            everything
+#   ./test.sh --no-mistralrs   without the engine mistralrs and its tests (a minute instead of a quarter of an hour)
+set -eu
+cd "$(dirname "$0")"
+
+features=
+for argument in "$@"; do
+    case $argument in
+    --no-mistralrs) features=--no-default-features ;;
+    *)
+        sed -n 's/^# \{0,1\}//p' "$0" | sed 1d
+        exit 2
+        ;;
+    esac
+done
+
+missing=
+command -v dbus-daemon >/dev/null || missing="$missing dbus-daemon"
+command -v cc >/dev/null || missing="$missing gcc libc6-dev"
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq
+        # shellcheck disable=SC2086
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    else
+        echo "test.sh: these are missing:$missing (Debian's names)" >&2
+        exit 1
+    fi
+fi
+
+# The end-to-end tests run the binaries that this builds. One selection of packages and one profile
+# everywhere: another one would compile mistral.rs again.
+cargo build --release --workspace $features
+exec cargo test --release --workspace $features

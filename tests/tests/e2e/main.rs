@@ -1,0 +1,15 @@
+//! End-to-end tests: the real daemon on a private bus and a socket of its own.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod answers;
+mod cancel;
+mod contract;
+mod errors;
+mod hostile;
+#[cfg(feature = "mistralrs")]
+mod mistralrs;
+mod models;
+mod nestctl;
+mod process;
+mod readers;

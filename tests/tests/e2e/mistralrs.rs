@@ -1,0 +1,1 @@
+//! The main job on the demo model, through mistral.rs.

@@ -1,0 +1,146 @@
+//! `nestctl` as a person or a script uses it, over both transports.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use nestd_tests::{Builder, Daemon, program};
+use serde_json::Value;
+
+fn nestctl(daemon: &Daemon, transport: &str) -> Command {
+    let mut command = Command::new(program("nestctl"));
+    command
+        .args([transport, "--bus", &daemon.bus_address(), "--socket"])
+        .arg(daemon.socket())
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().expect("nestctl starts")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+const TRANSPORTS: [&str; 2] = ["--grpc", "--dbus"];
+
+#[test]
+fn ask_streams_the_answer_and_tells_its_speed() {
+    let daemon = Builder::sim().start();
+    for transport in TRANSPORTS {
+        let output = run(nestctl(&daemon, transport).args(["ask", "one two three"]));
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(stdout(&output).trim_end(), "one two three");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains("large") && told.contains("tok"), "{told}");
+
+        let mut child = nestctl(&daemon, transport)
+            .args(["ask", "--quiet", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(b"from a pipe").unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(stdout(&output).trim_end(), "from a pipe");
+        assert!(output.stderr.is_empty(), "{output:?}");
+    }
+}
+
+#[test]
+fn json_is_the_same_on_both() {
+    let daemon = Builder::sim().start();
+    let told = TRANSPORTS.map(|transport| {
+        let status = json(&run(nestctl(&daemon, transport).args(["--json", "status"])));
+        let models = json(&run(nestctl(&daemon, transport).args(["--json", "models"])));
+        let ask = run(nestctl(&daemon, transport).args(["--json", "ask", "one two"]));
+        let lines: Vec<Value> =
+            stdout(&ask).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(lines.len() >= 3, "{lines:?}");
+        (status, models)
+    });
+    assert_eq!(told[0], told[1]);
+    assert_eq!(told[0].0["active_size"], "large");
+}
+
+#[test]
+fn the_size_is_switched_by_name() {
+    let daemon = Builder::sim().start();
+    for (transport, size) in TRANSPORTS.into_iter().zip(["small", "large"]) {
+        let output = run(nestctl(&daemon, transport).args(["size", size]));
+        assert!(output.status.success(), "{output:?}");
+        let status = json(&run(nestctl(&daemon, transport).args(["--json", "status"])));
+        assert_eq!(status["active_size"], size);
+    }
+}
+
+#[test]
+fn exit_codes_tell_what_went_wrong() {
+    let daemon = Builder::sim().start();
+    for transport in TRANSPORTS {
+        let code = |arguments: &[&str]| {
+            run(nestctl(&daemon, transport).args(arguments)).status.code().unwrap()
+        };
+        assert_eq!(code(&["ask", "--max-tokens", "many", "hello"]), 2, "usage");
+        assert_eq!(code(&["ask", "--top-p", "7", "hello"]), 4, "invalid argument");
+        assert_eq!(code(&["load", "nothing"]), 6, "no such model");
+        assert_eq!(code(&["unload"]), 0);
+        assert_eq!(code(&["ask", "hello"]), 6, "no model");
+        assert_eq!(code(&["load"]), 0);
+    }
+    let output = run(Command::new(program("nestctl")).args(["--socket", "/nonexistent", "status"]));
+    assert_eq!(output.status.code(), Some(3), "not reachable");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("/nonexistent"), "{told}");
+}
+
+#[test]
+fn completions_and_man_pages_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(Command::new(program("nestctl")).args(["completions", shell]));
+        assert!(output.status.success() && stdout(&output).contains("nestctl"), "{shell}");
+    }
+    let output =
+        run(Command::new(program("nestctl")).args(["man", "--dir"]).arg(folder.path()));
+    assert!(output.status.success(), "{output:?}");
+    let pages = std::fs::read_dir(folder.path()).unwrap().count();
+    assert!(pages > 10, "{pages} pages");
+}
+
+#[test]
+fn eval_counts_exact_answers_by_skill_and_size() {
+    let daemon = Builder::sim().set("sim.tokens_per_s", "2000.0").start();
+    let file = daemon.folder().join("eval.jsonl");
+    let line = |question: &str, answer: &str, skill: &str| {
+        serde_json::json!({
+            "messages": [{"role": "user", "content": question}], "answer": answer, "skill": skill
+        })
+        .to_string()
+    };
+    let lines = [line("a b", "a b", "echo"), line("c", "d", "echo"), line("e", "e", "letter")];
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    for transport in TRANSPORTS {
+        let output =
+            run(nestctl(&daemon, transport).args(["--json", "eval", "--sizes", "all"]).arg(&file));
+        assert!(output.status.success(), "{output:?}");
+        let result = json(&output).to_string();
+        for size in ["large", "small"] {
+            assert!(result.contains(size), "{result}");
+        }
+        let output = run(nestctl(&daemon, transport).arg("eval").arg(&file));
+        let table = stdout(&output);
+        assert!(table.contains("echo") && table.contains("50"), "{table}");
+    }
+    std::fs::write(&file, "{\"messages\": 3}\n").unwrap();
+    let output = run(nestctl(&daemon, "--grpc").arg("eval").arg(&file));
+    assert!(!output.status.success());
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("eval.jsonl:1"), "{told}");
+}

@@ -1,0 +1,50 @@
+//! Slow readers: they slow nobody down, and they get all of the text or are told that they lagged.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use nestd_client::ask;
+use nestd_client::v1::ErrorReason;
+use nestd_tests::{Builder, collect, text, until};
+
+#[tokio::test]
+async fn a_client_that_never_reads_stops_nobody() {
+    let daemon = Builder::sim().set("sim.tokens_per_s", "2000.0").start();
+    for (name, client) in daemon.both().await {
+        let prompt = "a rather long word that fills windows and buffers ".repeat(200);
+        let deaf = client.generate(ask(prompt.clone())).await.unwrap();
+        let other = client.generate(ask("quick")).await.unwrap();
+        let events = tokio::time::timeout(Duration::from_secs(20), collect(other)).await;
+        assert_eq!(text(&events.expect(name).unwrap()), "quick", "{name}");
+        until(&client, |status| status.running_requests == 0).await;
+        // Nobody read for a while, and nothing is lost.
+        let events = collect(deaf).await.unwrap();
+        assert!(prompt.starts_with(&text(&events)), "{name}");
+        assert_eq!(text(&events).split_whitespace().count(), 512, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_falls_too_far_behind_is_told() {
+    // A frame that is under way, and HTTP/2's window of 64 KiB, are beyond the daemon's buffer.
+    let daemon = Builder::sim()
+        .set("sim.tokens_per_s", "5000.0")
+        .set("limits.buffer_bytes", "1024")
+        .start();
+    let client = daemon.grpc().await;
+    let word = "x".repeat(200) + " ";
+    let mut request = ask(word.repeat(1000));
+    request.stopping =
+        Some(nestd_client::v1::Stopping { max_tokens: 1000, ..Default::default() });
+    let mut events = client.generate(request).await.unwrap();
+    until(&client, |status| status.running_requests == 0).await;
+    let mut read = String::new();
+    let end = loop {
+        match events.next().await.unwrap() {
+            Ok(event) => read += &text(event.event.as_slice()),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(end.reason(), Some(ErrorReason::Lagged), "{end}");
+    assert!(read.len() < 200_000 && word.repeat(1000).starts_with(&read));
+}
