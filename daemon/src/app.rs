@@ -53,13 +53,14 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
         Bus::Session => Some(dbus::Bus::Session),
         Bus::Address(address) => Some(dbus::Bus::Address(address)),
     };
-    let mut dbus: JoinHandle<Result<(), Fatal>> = match bus {
-        None => tokio::spawn(std::future::pending()),
+    let (mut dbus, told): (JoinHandle<Result<(), Fatal>>, _) = match bus {
+        None => (tokio::spawn(std::future::pending()), None),
         Some(bus) => {
             let server = dbus::Server::connect(bus, Arc::clone(&service))
                 .await
                 .map_err(|error| format!("D-Bus ({:?}): {error}", config.bus))?;
-            tokio::spawn(async move { Ok(server.run().await?) })
+            let told = server.told();
+            (tokio::spawn(async move { Ok(server.run().await?) }), Some(told))
         }
     };
     let mut status = service.watch();
@@ -86,7 +87,15 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     systemd::stopping();
     service.drain().await;
     stop.cancel();
-    let _ = tokio::time::timeout(CLOSE, grpc).await;
+    let closed = async {
+        if let Some(told) = told {
+            told.await;
+        }
+        let _ = grpc.await;
+    };
+    if tokio::time::timeout(CLOSE, closed).await.is_err() {
+        tracing::warn!("clients that do not close their connections are cut off");
+    }
     dbus.abort();
     tracing::info!("stopped");
     Ok(())

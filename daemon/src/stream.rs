@@ -99,7 +99,10 @@ impl Shared {
             }
             (Some(waiting @ Event::Queued { .. }), event @ Event::Queued { .. })
             | (Some(waiting @ Event::Loading { .. }), event @ Event::Loading { .. })
-            | (Some(waiting @ Event::Prefill { .. }), event @ Event::Prefill { .. }) => {
+            | (
+                Some(waiting @ Event::Prefill { done_tokens: 1.., .. }),
+                event @ Event::Prefill { .. },
+            ) => {
                 *waiting = event;
             }
             (_, event) => {
@@ -355,6 +358,7 @@ mod tests {
         sink.queued(2);
         sink.queued(1);
         sink.prefill(0, 4, 1);
+        sink.prefill(2, 4, 1);
         sink.prefill(4, 4, 1);
         sink.size("E4B");
         sink.text("Hel", 1);
@@ -362,15 +366,16 @@ mod tests {
         sink.finish(FinishReason::Stop);
         let events: Vec<_> = events.collect().await;
         assert_eq!(events[0], Event::Queued { position: 1 });
-        assert_eq!(events[1], Event::Prefill { done_tokens: 4, total_tokens: 4 });
-        assert_eq!(events[2], Event::Text("Hello".into()));
-        let Event::Finished(finished) = &events[3] else { panic!("{events:?}") };
+        assert_eq!(events[1], Event::Prefill { done_tokens: 0, total_tokens: 4 });
+        assert_eq!(events[2], Event::Prefill { done_tokens: 4, total_tokens: 4 });
+        assert_eq!(events[3], Event::Text("Hello".into()));
+        let Event::Finished(finished) = &events[4] else { panic!("{events:?}") };
         assert_eq!(
             finished.usage,
             Usage { prompt_tokens: 4, cached_tokens: 1, completion_tokens: 2 }
         );
         assert_eq!(finished.sizes, ["E4B"]);
-        assert_eq!(events.len(), 4);
+        assert_eq!(events.len(), 5);
     }
 
     #[tokio::test]

@@ -45,7 +45,8 @@ fn imports_point_inward() {
         if module == "lib" || module == "main" {
             continue;
         }
-        let (_, knows) = KNOWS.iter().find(|(name, _)| *name == module).expect("a module in the map");
+        let (_, knows) =
+            KNOWS.iter().find(|(name, _)| *name == module).expect("a module in the map");
         let text = fs::read_to_string(&file).unwrap();
         for (index, line) in text.lines().enumerate() {
             for named in line.split("crate::").skip(1) {
@@ -71,7 +72,9 @@ fn one_place_names_mistralrs() {
         let text = fs::read_to_string(&file).unwrap();
         let names = text.lines().any(|line| {
             let code = line.split("//").next().unwrap_or_default();
-            code.contains("mistralrs::") && !code.contains("mod ") && !code.contains("mistralrs::load")
+            code.contains("mistralrs::")
+                && !code.contains("mod ")
+                && !code.contains("mistralrs::load")
         });
         let inside = file.strip_prefix(source()).unwrap().starts_with("engine/mistralrs");
         assert!(!names || inside, "{} names mistralrs", file.display());

@@ -109,7 +109,8 @@ fn collect(events: Events) -> Vec<Event> {
 }
 
 fn text(events: &[Event]) -> String {
-    let text = |event: &Event| if let Event::Text(text) = event { Some(text.clone()) } else { None };
+    let text =
+        |event: &Event| if let Event::Text(text) = event { Some(text.clone()) } else { None };
     events.iter().filter_map(text).collect()
 }
 
@@ -230,7 +231,9 @@ fn the_engine_answers_and_gives_its_memory_back() {
     drop(engine);
     std::thread::sleep(Duration::from_millis(200));
     after.push(anonymous_mib());
-    eprintln!("{at_start} MiB, loaded {loaded} MiB (estimated {estimate}), after each load {after:?}");
+    eprintln!(
+        "{at_start} MiB, loaded {loaded} MiB (estimated {estimate}), after each load {after:?}"
+    );
     assert!(after.iter().all(|mib| *mib < loaded / 8), "{after:?}");
 }
 
@@ -333,7 +336,10 @@ fn a_reader_that_goes_ends_its_answer(engine: &mut dyn Engine) {
     let mut long = request("Count to a thousand.");
     long.stopping.max_tokens = 400;
     engine.start(Job { request: long, sink, place: Box::new(Gone(gone)) });
-    while !matches!(futures::executor::block_on(events.next()), Some(Event::Text(_) | Event::Finished(_))) {}
+    while !matches!(
+        futures::executor::block_on(events.next()),
+        Some(Event::Text(_) | Event::Finished(_))
+    ) {}
     drop(events);
     place_given_back.recv_timeout(Duration::from_secs(1)).unwrap();
     // The library is free at once: a short answer does not wait for 400 tokens.

@@ -69,7 +69,10 @@ pub fn finished(events: &[Event]) -> &v1::Finished {
 }
 
 /// Waits until the daemon's status is as wanted; fails after ten seconds.
-pub async fn until(client: &Client, wanted: impl Fn(&v1::StatusReport) -> bool) -> v1::StatusReport {
+pub async fn until(
+    client: &Client,
+    wanted: impl Fn(&v1::StatusReport) -> bool,
+) -> v1::StatusReport {
     let began = Instant::now();
     loop {
         let status = client.status().await.expect("the daemon answers");

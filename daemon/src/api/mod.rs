@@ -3,3 +3,10 @@
 
 pub mod dbus;
 pub mod grpc;
+
+use crate::types::Error;
+
+/// What the contracts have room for, and a later version brings.
+fn later(what: impl Into<String>) -> Error {
+    Error::unsupported(what, "this version of nestd does not have it")
+}

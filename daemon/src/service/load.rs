@@ -240,6 +240,7 @@ impl Service {
         self.status.send_modify(|status| {
             loading.clone_into(&mut status.loading);
             status.loading_fraction = 0.0;
+            status.problem.clear();
             set_state(status, State::Loading);
         });
     }

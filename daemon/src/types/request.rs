@@ -161,22 +161,27 @@ pub fn check_messages(messages: &[Message], limits: &Limits) -> Result<(), Error
 
 impl Sampling {
     fn check(&self) -> Result<(), Error> {
-        let within = |name: &str, value: Option<f64>, low: f64, high: f64| match value {
-            Some(value) if !(low..=high).contains(&value) => Err(Error::invalid(
-                format!("sampling.{name}"),
-                format!("{value} is not within {low} and {high}"),
-            )),
+        let check = |name: &str, value: Option<f64>, fits: fn(f64) -> bool, range: &str| match value
+        {
+            Some(value) if !fits(value) => {
+                Err(Error::invalid(format!("sampling.{name}"), format!("{value} is not {range}")))
+            }
             _ => Ok(()),
         };
-        // The smallest positive number stands for "above 0".
-        let above_zero = f64::MIN_POSITIVE;
-        within("temperature", self.temperature, 0.0, 2.0)?;
-        within("top_k", self.top_k.map(f64::from), 1.0, 1000.0)?;
-        within("top_p", self.top_p, above_zero, 1.0)?;
-        within("min_p", self.min_p, 0.0, 1.0)?;
-        within("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
-        within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
-        within("repetition_penalty", self.repetition_penalty, above_zero, 2.0)
+        let penalty = |value: f64| (-2.0..=2.0).contains(&value);
+        check("temperature", self.temperature, |t| (0.0..=2.0).contains(&t), "within 0 and 2")?;
+        check(
+            "top_k",
+            self.top_k.map(f64::from),
+            |k| (1.0..=1e3).contains(&k),
+            "within 1 and 1000",
+        )?;
+        check("top_p", self.top_p, |p| p > 0.0 && p <= 1.0, "above 0 and at most 1")?;
+        check("min_p", self.min_p, |p| (0.0..=1.0).contains(&p), "within 0 and 1")?;
+        check("presence_penalty", self.presence_penalty, penalty, "within -2 and 2")?;
+        check("frequency_penalty", self.frequency_penalty, penalty, "within -2 and 2")?;
+        let (name, value) = ("repetition_penalty", self.repetition_penalty);
+        check(name, value, |r| r > 0.0 && r <= 2.0, "above 0 and at most 2")
     }
 }
 

@@ -81,7 +81,10 @@ async fn the_status_is_the_same_on_both() {
 }
 
 /// Asks with a pipe for the answer; gives the pipe's reading end and the request's path.
-async fn ask_to_fd(daemon: &Daemon, request: &str) -> (zbus::Connection, std::io::PipeReader, String) {
+async fn ask_to_fd(
+    daemon: &Daemon,
+    request: &str,
+) -> (zbus::Connection, std::io::PipeReader, String) {
     let (reader, writer) = std::io::pipe().unwrap();
     let address = daemon.bus_address();
     let bus = zbus::connection::Builder::address(address.as_str()).build().await.unwrap();
@@ -189,7 +192,9 @@ async fn the_first_signal_is_not_lost_without_a_token() {
         let header = message.header();
         match header.message_type() {
             zbus::message::Type::MethodReturn => order.push("reply".to_owned()),
-            zbus::message::Type::Signal if header.interface().is_some_and(|i| i == "org.nestd.Request1") => {
+            zbus::message::Type::Signal
+                if header.interface().is_some_and(|i| i == "org.nestd.Request1") =>
+            {
                 order.push(header.member().unwrap().to_string());
             }
             _ => {}
@@ -212,7 +217,9 @@ async fn requests_belong_to_their_callers() {
         async move {
             let name = Some(nestd_proto::dbus::NAME);
             match member {
-                "Cancel" => other.call_method(name, path.as_str(), Some(interface), member, &()).await,
+                "Cancel" => {
+                    other.call_method(name, path.as_str(), Some(interface), member, &()).await
+                }
                 _ => {
                     let body = ("org.nestd.Request1", "Outcome");
                     other.call_method(name, path.as_str(), Some(interface), member, &body).await
@@ -242,7 +249,8 @@ async fn what_a_later_version_brings_is_refused_by_name() {
         request
     };
     let image = |request: &mut GenerateRequest| {
-        let kind = v1::part::Kind::Image(v1::Media { mime_type: "image/png".into(), data: vec![1] });
+        let kind =
+            v1::part::Kind::Image(v1::Media { mime_type: "image/png".into(), data: vec![1] });
         request.messages[0].parts.push(v1::Part { kind: Some(kind) });
     };
     for (what, request) in [

@@ -10,10 +10,8 @@ use nestd_tests::{Builder, Daemon, collect, finished, program, until};
 
 /// A daemon with room for one request, and a request that runs for minutes.
 fn slow() -> (Daemon, String) {
-    let daemon = Builder::sim()
-        .set("limits.parallel_requests", "1")
-        .set("sim.tokens_per_s", "20.0")
-        .start();
+    let daemon =
+        Builder::sim().set("limits.parallel_requests", "1").set("sim.tokens_per_s", "20.0").start();
     (daemon, "word ".repeat(2000))
 }
 
@@ -90,9 +88,9 @@ async fn a_client_that_is_killed_ends_its_work() {
     let client = daemon.grpc().await;
     for transport in ["--grpc", "--dbus"] {
         let mut victim = Command::new(program("nestctl"))
-            .args([transport, "--bus", &daemon.bus_address(), "--socket"])
-            .arg(daemon.socket())
-            .args(["ask", &prompt])
+            .args([transport, "ask", &prompt])
+            .env("NESTCTL_BUS", daemon.bus_address())
+            .env("NESTCTL_SOCKET", daemon.socket())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();

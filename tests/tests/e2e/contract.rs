@@ -2,7 +2,7 @@
 //!
 //! D-Bus: the introspection data of the live objects must have the members of proto/dbus/*.xml.
 //! gRPC: what reflection tells must be proto/contract/nestd.v1.txt, line by line. After a change by
-//! addition, write that file anew with NESTD_TESTS_UPDATE=1 and look at the difference.
+//! addition, write that file anew with UPDATE_CONTRACT=1 and look at the difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,9 @@ use nestd_proto::dbus::{MANAGER_XML, NAME, PATH, REQUEST_XML};
 use nestd_tests::{Builder, Daemon, project};
 use prost::Message;
 use prost_types::field_descriptor_proto::{Label, Type};
-use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto};
+use prost_types::{
+    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto,
+};
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -69,7 +71,13 @@ fn members(interface: &Interface<'_>) -> BTreeSet<String> {
 
 async fn live(bus: &zbus::Connection, path: &str, interface: &str) -> BTreeSet<String> {
     let reply = bus
-        .call_method(Some(NAME), path, Some("org.freedesktop.DBus.Introspectable"), "Introspect", &())
+        .call_method(
+            Some(NAME),
+            path,
+            Some("org.freedesktop.DBus.Introspectable"),
+            "Introspect",
+            &(),
+        )
         .await
         .unwrap();
     let xml: String = reply.body().deserialize().unwrap();
@@ -126,11 +134,12 @@ async fn reflection_tells_the_written_contract() {
     }
     let live = lines.into_iter().fold(String::new(), |text, line| text + &line + "\n");
     let path = project().join("proto/contract/nestd.v1.txt");
-    if std::env::var_os("NESTD_TESTS_UPDATE").is_some() {
+    if std::env::var_os("UPDATE_CONTRACT").is_some() {
         std::fs::write(&path, &live).unwrap();
     }
     let written = std::fs::read_to_string(&path).unwrap_or_default();
-    let (live, written): (BTreeSet<_>, BTreeSet<_>) = (live.lines().collect(), written.lines().collect());
+    let (live, written): (BTreeSet<_>, BTreeSet<_>) =
+        (live.lines().collect(), written.lines().collect());
     let gone: Vec<_> = written.difference(&live).collect();
     assert!(gone.is_empty(), "removed or changed: {gone:#?}");
     let new: Vec<_> = live.difference(&written).collect();

@@ -70,7 +70,8 @@ async fn a_prompt_that_does_not_fit_is_told_with_the_numbers() {
     request.stopping = Some(Stopping { max_tokens: 20, ..Stopping::default() });
     let over_grpc = failure(&grpc, request.clone()).await;
     assert_eq!(over_grpc.reason, ErrorReason::ContextTooLong);
-    let numbers = ["prompt_tokens", "max_tokens", "context_tokens"].map(|key| &over_grpc.details[key]);
+    let numbers =
+        ["prompt_tokens", "max_tokens", "context_tokens"].map(|key| &over_grpc.details[key]);
     assert_eq!(numbers, ["92", "20", "100"]);
     assert_eq!(over_grpc, failure(&dbus, request).await);
 }

@@ -79,7 +79,11 @@ async fn a_load_waits_for_running_requests_or_gives_up() {
         let refused = load(&client, "", "large").await.unwrap_err();
         assert_eq!(refused.reason(), Some(ErrorReason::Busy), "{name}");
         let status = client.status().await.unwrap();
-        assert_eq!((status.state(), status.active_size.as_str()), (State::Ready, "small"), "{name}");
+        assert_eq!(
+            (status.state(), status.active_size.as_str()),
+            (State::Ready, "small"),
+            "{name}"
+        );
         assert_eq!(status.running_requests, 1, "{name}: the request runs on");
         drop(answer);
         until(&client, |status| status.running_requests == 0).await;

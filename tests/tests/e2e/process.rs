@@ -116,7 +116,8 @@ async fn a_reload_applies_good_settings_and_keeps_the_old_for_bad_ones() {
     daemon.signal(Signal::SIGHUP);
     until(&client, |status| status.limits.unwrap().max_tokens == 777).await;
 
-    std::fs::write(&file, format!("{settings}\nlimits.max_tokens = 0\nlimits.nothing = 1\n")).unwrap();
+    std::fs::write(&file, format!("{settings}\nlimits.max_tokens = 0\nlimits.nothing = 1\n"))
+        .unwrap();
     daemon.signal(Signal::SIGHUP);
     daemon.wait_log("limits.nothing");
     assert!(daemon.log().contains("limits.max_tokens"), "{}", daemon.log());

@@ -1,10 +1,12 @@
 //! From D-Bus values to the daemon's types, and back. Nothing from a client is trusted: a key, a kind
 //! or a role that is not known is refused by name, and so is a value of another type.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use zbus::{OwnedVariant, Str, Variant};
 
+use crate::api::later;
 use crate::service::{Listed, Report};
 use crate::types::{
     EngineKind, Error, FinishReason, Finished, Message, Part, Role, Sampling, State, Status,
@@ -18,8 +20,6 @@ pub(super) type Options = HashMap<String, OwnedVariant>;
 /// `a{sv}` to a client.
 pub(super) type Dict = HashMap<&'static str, OwnedVariant>;
 
-const LATER: &str = "this version of nestd does not have it";
-
 pub(super) fn messages(messages: Messages) -> Result<Vec<Message>, Error> {
     messages.into_iter().enumerate().map(decode).collect()
 }
@@ -31,7 +31,7 @@ fn decode(
         "system" => Role::System,
         "user" => Role::User,
         "assistant" => Role::Assistant,
-        "tool" => return Err(Error::unsupported(format!("messages[{index}].role tool"), LATER)),
+        "tool" => return Err(later(format!("messages[{index}].role tool"))),
         _ => {
             return Err(Error::invalid(
                 format!("messages[{index}].role"),
@@ -43,9 +43,7 @@ fn decode(
         let path = format!("messages[{index}].parts[{part}]");
         match kind.as_str() {
             "text" => Ok(Part::Text(take(&path, value)?)),
-            "image" | "audio" | "video" | "tool_result" => {
-                Err(Error::unsupported(format!("{path}.{kind}"), LATER))
-            }
+            "image" | "audio" | "video" | "tool_result" => Err(later(format!("{path}.{kind}"))),
             _ => Err(Error::invalid(path, format!("{kind:?} is not a kind of part"))),
         }
     };
@@ -79,7 +77,7 @@ pub(super) fn options(options: Options) -> Result<Decoded, Error> {
             "deadline_ms" => stopping.deadline_ms = take(&key, value)?,
             "handle_token" => *handle_token = Some(take(&key, value)?),
             "session" | "priority" | "tools" | "json_schema" => {
-                return Err(Error::unsupported(key, LATER));
+                return Err(later(key));
             }
             _ => return Err(unknown(key)),
         }
@@ -115,13 +113,24 @@ fn take<T: TryFrom<OwnedVariant> + zbus::Type>(key: &str, value: OwnedVariant) -
     })
 }
 
-/// A string as a variant. (A string is never a file descriptor, the one thing that cannot be copied.)
+/// Text as D-Bus takes it: a bus cuts off whoever sends a NUL in a string, and a model may make one.
+pub(super) fn clean(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { text.replace('\0', "\u{FFFD}").into() } else { text.into() }
+}
+
+/// A string as a variant.
 pub(super) fn string(text: &str) -> OwnedVariant {
-    OwnedVariant::from(Str::from(text.to_owned()))
+    OwnedVariant::from(Str::from(clean(text).into_owned()))
 }
 
 fn array(items: &[String]) -> OwnedVariant {
-    OwnedVariant::try_from(Variant::from(items.to_vec())).unwrap_or_else(|_| string(""))
+    let items: Vec<_> = items.iter().map(|item| clean(item).into_owned()).collect();
+    owned(Variant::from(items))
+}
+
+/// A value without file descriptors, the one thing that cannot be copied.
+fn owned(value: Variant<'_>) -> OwnedVariant {
+    OwnedVariant::try_from(value).unwrap_or_else(|_| string(""))
 }
 
 pub(super) fn finished(end: &Finished) -> Dict {
@@ -196,7 +205,9 @@ pub(super) fn model(listed: &Listed) -> Dict {
         |_| Vec::new(),
         |info| {
             let sizes = info.sizes.iter();
-            sizes.map(|s| (s.name.clone(), s.effective_params_b, s.memory_mib)).collect()
+            sizes
+                .map(|s| (clean(&s.name).into_owned(), s.effective_params_b, s.memory_mib))
+                .collect()
         },
     );
     HashMap::from([
@@ -205,16 +216,15 @@ pub(super) fn model(listed: &Listed) -> Dict {
         ("context_tokens", info.map_or(0, |info| info.context_tokens).into()),
         ("loaded", listed.loaded.into()),
         ("problem", string(&problem)),
-        ("sizes", OwnedVariant::try_from(Variant::new(sizes)).unwrap_or_else(|_| string(""))),
+        ("sizes", owned(Variant::new(sizes))),
     ])
 }
 
 /// An outcome that is an error.
 pub(super) fn failed(name: &str, message: &str, details: &Dict) -> Dict {
-    let details = OwnedVariant::try_from(Variant::from(details.clone()));
     HashMap::from([
         ("error", string(name)),
         ("message", string(message)),
-        ("details", details.unwrap_or_else(|_| string(""))),
+        ("details", owned(Variant::from(details.clone()))),
     ])
 }

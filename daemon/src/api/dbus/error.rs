@@ -8,6 +8,7 @@ use zbus::message::Header;
 use zbus::names::ErrorName;
 use zbus::{DBusError, Message, OwnedVariant};
 
+use super::convert;
 use crate::api::grpc::error::code_and_reason;
 use crate::types::{Detail, Error};
 
@@ -20,7 +21,11 @@ pub(super) struct Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { name: name(&error), message: error.to_string(), details: details(&error) }
+        Self {
+            name: name(&error),
+            message: convert::clean(&error.to_string()).into_owned(),
+            details: details(&error),
+        }
     }
 }
 
@@ -53,7 +58,7 @@ pub(super) fn name(error: &Error) -> String {
 pub(super) fn details(error: &Error) -> HashMap<&'static str, OwnedVariant> {
     let variant = |detail| match detail {
         Detail::Number(number) => OwnedVariant::from(number),
-        Detail::Text(text) => super::convert::string(&text),
+        Detail::Text(text) => convert::string(&text),
     };
     error.details().into_iter().map(|(key, detail)| (key, variant(detail))).collect()
 }

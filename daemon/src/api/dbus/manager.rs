@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use tokio_util::task::TaskTracker;
 use zbus::message::Header;
 use zbus::object_server::ResponseDispatchNotifier;
 use zbus::{Connection, OwnedFd, OwnedObjectPath, fdo, interface};
@@ -20,6 +21,8 @@ use crate::types::{Client, Error, GenerateRequest};
 pub(super) struct Manager {
     pub(super) service: Arc<Service>,
     pub(super) handles: Handles,
+    /// The requests whose callers have not been told their end.
+    pub(super) telling: TaskTracker,
 }
 
 /// The path goes out first, then the request's first signal.
@@ -113,7 +116,7 @@ impl Manager {
         let (size, token) = convert::load_options(options)?;
         let (handle, client) = self.caller(token, &header, connection).await?;
         let events = self.service.load(&client, &model, &size).await?;
-        announce(handle, events, None, client, connection).await
+        self.announce(handle, events, None, client, connection).await
     }
 
     async fn unload_model(
@@ -143,7 +146,7 @@ impl Manager {
         };
         let (handle, client) = self.caller(options.handle_token, header, connection).await?;
         let events = self.service.generate(&client, request)?;
-        announce(handle, events, pipe, client, connection).await
+        self.announce(handle, events, pipe, client, connection).await
     }
 
     /// Takes a path for the caller, and asks the bus who that is. In this order: a caller that leaves
@@ -171,22 +174,24 @@ impl Manager {
         };
         Ok((handle, client))
     }
-}
 
-/// Puts the request's object on the bus; its signals begin when the reply with its path is out.
-async fn announce(
-    handle: Handle,
-    events: Events,
-    pipe: Option<Pipe>,
-    client: Client,
-    connection: &Connection,
-) -> Result<NewRequest, Failure> {
-    let path = handle.path.clone();
-    let request = request::register(connection, handle, events, client.name).await?;
-    let (reply, sent) = ResponseDispatchNotifier::new(path);
-    tokio::spawn(async move {
-        sent.await;
-        request.run(pipe).await;
-    });
-    Ok(reply)
+    /// Puts the request's object on the bus; its signals begin when the reply with its path is out.
+    async fn announce(
+        &self,
+        handle: Handle,
+        events: Events,
+        pipe: Option<Pipe>,
+        client: Client,
+        connection: &Connection,
+    ) -> Result<NewRequest, Failure> {
+        let path = handle.path.clone();
+        let telling = self.telling.token();
+        let request = request::register(connection, handle, events, client.name).await?;
+        let (reply, sent) = ResponseDispatchNotifier::new(path);
+        tokio::spawn(async move {
+            sent.await;
+            request.run(pipe, telling).await;
+        });
+        Ok(reply)
+    }
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use nestd_proto::dbus::{NAME, PATH};
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 use zbus::connection::Builder;
 use zbus::fdo::{self, RequestNameFlags, RequestNameReply};
 use zbus::names::InterfaceName;
@@ -36,6 +37,7 @@ const BUS_ANSWERS: Duration = Duration::from_secs(10);
 pub struct Server {
     connection: Connection,
     handles: Handles,
+    telling: TaskTracker,
     names: fdo::NameOwnerChangedStream,
     status: watch::Receiver<Status>,
 }
@@ -55,7 +57,8 @@ impl Server {
     pub async fn connect(bus: Bus<'_>, service: Arc<Service>) -> zbus::Result<Self> {
         let handles = Handles::default();
         let status = service.watch();
-        let manager = Manager { service, handles: handles.clone() };
+        let telling = TaskTracker::new();
+        let manager = Manager { service, handles: handles.clone(), telling: telling.clone() };
         let builder = match bus {
             Bus::System => Builder::system(),
             Bus::Session => Builder::session(),
@@ -76,7 +79,16 @@ impl Server {
                 )));
             }
         }
-        Ok(Self { connection, handles, names, status })
+        Ok(Self { connection, handles, telling, names, status })
+    }
+
+    /// Completes when every caller has been told the end of its requests; for the daemon's stop.
+    pub fn told(&self) -> impl Future<Output = ()> + use<> {
+        let telling = self.telling.clone();
+        async move {
+            telling.close();
+            telling.wait().await;
+        }
     }
 
     /// Tells the bus what changes, and forgets callers that leave it. Returns when the bus is gone.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use zbus::message::Header;
 use zbus::names::{BusName, UniqueName};
 use zbus::object_server::SignalEmitter;
@@ -138,12 +139,14 @@ pub(super) async fn register(
 impl Registered {
     /// Tells the caller what happens until the end, and takes the object off the bus a while later.
     /// A caller that leaves ends it all: the events are dropped, which cancels the request.
-    pub(super) async fn run(self, pipe: Option<Pipe>) {
+    /// `telling` is dropped when the caller knows the end.
+    pub(super) async fn run(self, pipe: Option<Pipe>, telling: TaskTrackerToken) {
         let Self { connection, emitter, handle, events, outcome } = self;
         let tell = async {
             if let Err(error) = forward(events, pipe, &emitter, &outcome).await {
                 tracing::debug!(path = %handle.path, %error, "the caller cannot be told");
             }
+            drop(telling);
             sleep(LINGER).await;
         };
         tokio::select! {
@@ -176,7 +179,7 @@ async fn forward(
                 None => {
                     // What comes meanwhile is joined in the buffer.
                     let next = Instant::now() + COALESCE;
-                    Request::text(emitter, &delta).await?;
+                    Request::text(emitter, &convert::clean(&delta)).await?;
                     sleep_until(next).await;
                 }
                 Some(open) => {
@@ -198,7 +201,7 @@ async fn forward(
                 let details = error::details(&problem);
                 *outcome.lock() = convert::failed(&name, &message, &details);
                 drop(pipe.take());
-                Request::failed(emitter, &name, &message, &details).await?;
+                Request::failed(emitter, &name, &convert::clean(&message), &details).await?;
             }
         }
     }

@@ -3,13 +3,12 @@
 
 use nestd_proto::v1;
 
+use crate::api::later;
 use crate::service::{Listed, Report};
 use crate::types::{
     Error, Event, FinishReason, Finished, GenerateRequest, Message, Part, Role, Sampling, State,
     Stopping,
 };
-
-const LATER: &str = "this version of nestd does not have it";
 
 pub(super) fn request(request: v1::GenerateRequest) -> Result<GenerateRequest, Error> {
     for (set, name) in [
@@ -19,7 +18,7 @@ pub(super) fn request(request: v1::GenerateRequest) -> Result<GenerateRequest, E
         (!request.json_schema.is_empty(), "json_schema"),
     ] {
         if set {
-            return Err(Error::unsupported(name, LATER));
+            return Err(later(name));
         }
     }
     let sampling = request.sampling.unwrap_or_default();
@@ -54,7 +53,7 @@ fn decode(index: usize, message: v1::Message) -> Result<Message, Error> {
         Ok(v1::Role::User) => Role::User,
         Ok(v1::Role::Assistant) => Role::Assistant,
         Ok(v1::Role::Tool) => {
-            return Err(Error::unsupported(format!("messages[{index}].role ROLE_TOOL"), LATER));
+            return Err(later(format!("messages[{index}].role tool")));
         }
         Ok(v1::Role::Unspecified) | Err(_) => {
             return Err(Error::invalid(
@@ -73,7 +72,7 @@ fn decode(index: usize, message: v1::Message) -> Result<Message, Error> {
             Some(v1::part::Kind::Video(_)) => "video",
             Some(v1::part::Kind::ToolResult(_)) => "tool_result",
         };
-        Err(Error::unsupported(format!("{path}.{kind}"), LATER))
+        Err(later(format!("{path}.{kind}")))
     };
     let parts = message.parts.into_iter().enumerate().map(part).collect::<Result<_, _>>()?;
     Ok(Message { role, parts })

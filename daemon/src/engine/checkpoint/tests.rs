@@ -214,7 +214,8 @@ fn a_table_in_the_folder_is_read_and_its_errors_told() {
     assert!(fixture.problem().starts_with("sizes.csv: line 2: "));
     // What mistral.rs would compute wrongly is refused.
     table(&format!("all,35,1,\"{:?}\",", [256; 35]));
-    fixture.configure(|config| config["text_config"]["activation_sparsity_pattern"][3] = json!(0.5));
+    fixture
+        .configure(|config| config["text_config"]["activation_sparsity_pattern"][3] = json!(0.5));
     assert!(fixture.problem().contains("activation_sparsity_pattern"));
 }
 
@@ -233,9 +234,14 @@ fn estimates_fall_with_the_size_and_with_the_bits() {
     // A real E4B: its per-layer embeddings alone take 4.7 GB.
     let mut json = config();
     for (key, value) in [
-        ("hidden_size", 2048), ("intermediate_size", 16384), ("num_attention_heads", 8),
-        ("head_dim", 256), ("vocab_size", 262_400), ("vocab_size_per_layer_input", 262_144),
-        ("hidden_size_per_layer_input", 256), ("laurel_rank", 64),
+        ("hidden_size", 2048),
+        ("intermediate_size", 16384),
+        ("num_attention_heads", 8),
+        ("head_dim", 256),
+        ("vocab_size", 262_400),
+        ("vocab_size_per_layer_input", 262_144),
+        ("hidden_size_per_layer_input", 256),
+        ("laurel_rank", 64),
     ] {
         json["text_config"][key] = json!(value);
     }
@@ -254,4 +260,19 @@ fn estimates_fall_with_the_size_and_with_the_bits() {
     assert!(large > small + 1.0, "{large} {small}");
     assert!(gib("E2B", Isq::Q8_0) > gib("E2B", Isq::Q4k));
     assert!(gib("E2B", Isq::None) > gib("E2B", Isq::Q8_0));
+}
+
+#[test]
+fn the_towers_are_those_of_the_reference_implementation() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
+    let config = Config::parse(&fs::read(demo.join("hf/config.json")).unwrap()).unwrap();
+    let listed: BTreeMap<String, Value> =
+        serde_json::from_slice(&fs::read(demo.join("towers.json")).unwrap()).unwrap();
+    let listed: BTreeMap<String, Vec<u64>> = listed
+        .into_iter()
+        .map(|(name, tensor)| (name, serde_json::from_value(tensor["shape"].clone()).unwrap()))
+        .collect();
+    let ours: BTreeMap<String, Vec<u64>> =
+        towers::towers(&config).into_iter().map(|wanted| (wanted.name, wanted.shape)).collect();
+    assert_eq!(ours, listed);
 }

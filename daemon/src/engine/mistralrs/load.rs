@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::panic::resume_unwind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::super::checkpoint::{Checkpoint, SIZES_FILE};
 use super::super::{Plan, towers};
@@ -40,7 +41,7 @@ pub fn prepare(plan: &Plan, checkpoint: &Checkpoint) -> Result<Prepared, Error> 
     let invalid = |problem| Error::ModelInvalid { model: plan.model.clone(), problem };
     let folder = towers::folder(&plan.model, checkpoint, &plan.settings.cache_dir)
         .map_err(|error| Error::Internal(error.to_string()))?;
-    let bos = tokenizer_bos(&folder).map_err(invalid)?;
+    let bos = read_tokenizer(&folder).map_err(invalid)?;
     let context_tokens = match plan.settings.context_tokens {
         0 => checkpoint.config.text.context_tokens,
         limit => limit.min(checkpoint.config.text.context_tokens),
@@ -54,11 +55,14 @@ pub fn prepare(plan: &Plan, checkpoint: &Checkpoint) -> Result<Prepared, Error> 
     })
 }
 
-fn tokenizer_bos(folder: &std::path::Path) -> Result<String, String> {
-    #[derive(Deserialize)]
+/// The text of the BOS token. Without a chat template the library breaks down at the first request,
+/// so there must be one.
+fn read_tokenizer(folder: &Path) -> Result<String, String> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
     struct Tokenizer {
-        #[serde(default)]
         bos_token: Option<Token>,
+        chat_template: Option<IgnoredAny>,
     }
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -66,9 +70,21 @@ fn tokenizer_bos(folder: &std::path::Path) -> Result<String, String> {
         Text(String),
         Added { content: String },
     }
-    let named = |error: &dyn std::fmt::Display| format!("tokenizer_config.json: {error}");
-    let json = fs::read(folder.join("tokenizer_config.json")).map_err(|error| named(&error))?;
-    let tokenizer: Tokenizer = serde_json::from_slice(&json).map_err(|error| named(&error))?;
+    let read = |name: &str| -> Result<Tokenizer, String> {
+        let json = fs::read(folder.join(name)).map_err(|error| format!("{name}: {error}"))?;
+        serde_json::from_slice(&json).map_err(|error| format!("{name}: {error}"))
+    };
+    let tokenizer = read("tokenizer_config.json")?;
+    let template = tokenizer.chat_template.is_some()
+        || ["chat_template.jinja", "chat_template.json"]
+            .iter()
+            .any(|name| folder.join(name).is_file())
+        || read("processor_config.json").is_ok_and(|file| file.chat_template.is_some());
+    if !template {
+        return Err("it has no chat template, neither as chat_template.jinja nor in \
+                    tokenizer_config.json: copy the folder of an instruction-tuned checkpoint"
+            .into());
+    }
     Ok(match tokenizer.bos_token {
         None => String::new(),
         Some(Token::Text(text) | Token::Added { content: text }) => text,
