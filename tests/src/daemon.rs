@@ -89,7 +89,9 @@ impl Builder {
         std::fs::write(folder.path().join("nestd.toml"), lines.join("\n")).expect("it is writable");
 
         let notified = UnixDatagram::bind(folder.path().join("notify")).expect("a socket");
-        notified.set_read_timeout(Some(Duration::from_millis(100))).expect("a socket has a time limit");
+        notified
+            .set_read_timeout(Some(Duration::from_millis(100)))
+            .expect("a socket has a time limit");
         let process = command(folder.path()).spawn().expect("the daemon starts");
         Daemon { process, notified, bus, folder }
     }

@@ -151,7 +151,7 @@ async fn a_socket_that_nobody_serves_is_replaced() {
     let setting = format!("'{}'", stale.display());
     let _daemon = Builder::sim().set("grpc.socket", &setting).without_bus().start();
     let client = Client::grpc(&stale).await.unwrap();
-    assert_eq!(client.status().await.unwrap().state(), State::Ready);
+    until(&client, |status| status.state() == State::Ready).await;
 }
 
 #[tokio::test]

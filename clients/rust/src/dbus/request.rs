@@ -11,7 +11,9 @@ use nestd_proto::{
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use zbus::{
-    MatchRule, MessageStream, OwnedObjectPath, OwnedVariant, message::Type, names::UniqueName,
+    MatchRule, Message, MessageStream, OwnedObjectPath, OwnedVariant,
+    message::{Flags, Type},
+    names::UniqueName,
 };
 
 use super::{BUS, Dbus, convert};
@@ -151,10 +153,19 @@ impl Request {
     }
 
     async fn give_up(&self) {
-        if self.cancel {
-            // Nobody is left to tell that it failed; the daemon ends the request of a caller that
-            // leaves the bus in any case.
-            let _ = self.dbus.call_at::<_, ()>(&self.path, REQUEST, "Cancel", &()).await;
+        if !self.cancel {
+            return;
+        }
+        // Nobody is left to tell that it failed; the daemon ends the request of a caller that leaves
+        // the bus in any case. No reply is asked for: a bus bounds the replies that one connection
+        // waits for, and a client that drops many requests at once would leave some running.
+        let cancel = Message::method_call(self.path.as_str(), "Cancel")
+            .destination(NAME)
+            .interface(REQUEST)
+            .with_flags(Flags::NO_REPLY_EXPECTED)
+            .build(&());
+        if let Ok(cancel) = cancel {
+            let _ = self.dbus.connection.send(&cancel).await;
         }
     }
 }
