@@ -182,8 +182,7 @@ fn what_breaks_in_the_library_is_an_error_and_not_the_end() {
         if name == "tokenizer_config.json" {
             let _ = fs::remove_file(fixture.file("chat_template.jinja"));
         }
-        let problem = fixture.problem();
-        eprintln!("{name} {json}: {problem}");
+        assert!(!fixture.problem().is_empty(), "{name}: {json}");
     }
 }
 
@@ -207,7 +206,8 @@ fn the_engine_answers_and_gives_its_memory_back() {
     let mut engine = fixture.load(0).unwrap();
     let loaded = anonymous_mib();
     let estimate = fixture.plan(0, Isq::None).unwrap().info.sizes[0].memory_mib;
-    assert!((loaded..loaded * 3 / 2).contains(&estimate), "estimated {estimate}, is {loaded}");
+    // Not too low, and not a fifth too high.
+    assert!((loaded..loaded * 6 / 5).contains(&estimate), "estimated {estimate}, is {loaded}");
 
     greedy_answers_repeat(&mut *engine);
     prompts_have_one_bos_and_are_counted(&mut *engine);
@@ -224,7 +224,7 @@ fn the_engine_answers_and_gives_its_memory_back() {
         after.push(anonymous_mib());
         engine = fixture.load(size).unwrap();
         let again = ask(&mut *engine, request("Turn on the kitchen light.")).0;
-        assert_eq!(again == full, size == 0, "{again:?} {full:?}");
+        assert!(size != 0 || again == full, "{again:?} {full:?}");
     }
     let name = engine.loaded().size.clone();
     assert_eq!(ask(&mut *engine, request("Hi")).1.sizes, [name]);
@@ -260,9 +260,6 @@ fn prompts_have_one_bos_and_are_counted(engine: &mut dyn Engine) {
         let prefill = |done| Event::Prefill { done_tokens: done, total_tokens: counted };
         assert!(events.contains(&prefill(counted)), "{events:?}");
     }
-    // A BOS that the client writes is one token more at most, and the prompt's own stays single.
-    let plain = engine.count_tokens(&[message(Role::User, "a")]).unwrap();
-    assert_eq!(engine.count_tokens(&[message(Role::User, "a")]).unwrap(), plain);
 }
 
 fn answers_end_where_they_shall(engine: &mut dyn Engine) {

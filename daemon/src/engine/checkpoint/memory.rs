@@ -7,31 +7,29 @@
 use super::super::Isq;
 use super::super::sizes::Size;
 use super::config::Config;
-use super::tensors::{self, Wanted};
+use super::tensors;
 use super::towers;
 
-/// The process with its runtimes and an empty cache.
-const BASE_BYTES: u64 = 64 << 20;
+/// The process with its runtimes and an empty cache: measured.
+const BASE_BYTES: u64 = 24 << 20;
 /// Two copies of the tokenizer and a trie of its tokens, for each token: measured.
-const TOKENIZER_BYTES: u64 = 2600;
-/// Every linear layer is copied once while it is quantized, on this many threads at most.
-const QUANTIZED_AT_ONCE: u64 = 4;
-/// What the allocator loses between the tensors, in percent: measured.
-const SLACK_PERCENT: u64 = 8;
+const TOKENIZER_BYTES: u64 = 1400;
+/// What the allocator may lose between the tensors, in percent.
+const SLACK_PERCENT: u64 = 5;
+/// A tensor is copied to 32 bits to be quantized.
+const QUANTIZING_BYTES: u64 = 4;
 
-/// What mistral.rs quantizes in place: these names, and `self_attn`'s and `mlp`'s projections.
-const QUANTIZED: [&str; 13] = [
+/// What mistral.rs quantizes: tensors with one of these in their names.
+const QUANTIZED: [&str; 11] = [
     "_proj.weight",
     "per_layer_model_projection.weight",
     "altup_projections.",
     "altup_unembed_projections.",
     "embedding_projection.weight",
+    "input_proj_linear.weight",
     "lm_head.weight",
-    "attn.q_proj.weight",
-    "pos_proj.weight",
     "attention.post.weight",
-    "ffw_layer_1.weight",
-    "ffw_layer_2.weight",
+    "ffw_layer_",
     "linear_start.weight",
     "linear_end.weight",
 ];
@@ -45,81 +43,80 @@ pub struct Memory {
     pub peak: u64,
 }
 
-/// The estimate for one size. `sliced` says that it is cut from a table; `full_precision` that
+/// The estimate for one size. `sliced` says that it is cut from a table; `full` that
 /// weights are kept in 32 bits where they are not quantized, and not in 16.
 #[must_use]
-pub fn estimate(
-    config: &Config,
-    size: &Size,
-    sliced: bool,
-    isq: Isq,
-    full_precision: bool,
-) -> Memory {
-    let plain = if full_precision { 4 } else { 2 };
+pub fn estimate(config: &Config, size: &Size, sliced: bool, isq: Isq, full: bool) -> Memory {
     let text = &config.text;
-    let mut resident = 0;
-    let mut largest = 0;
-    let mut add = |wanted: &Wanted, plain: u64| {
-        let count = elements(&wanted.shape);
-        let quantized = QUANTIZED.iter().any(|name| wanted.name.contains(name))
-            && !wanted.name.contains("vision_tower");
-        let bits = if quantized { bits(isq, &wanted.shape) } else { None };
-        if bits.is_some() {
-            largest = largest.max(count * plain);
-        }
-        resident += bits.map_or(count * plain, |bits| count * bits / 16);
-    };
-
-    let kept_layers = (text.layers - size.skipped.len()) as u64;
-    let mut table = 0;
-    for mut wanted in tensors::outside_layers(text) {
-        // The layers that are skipped lose their part of the per-layer embeddings.
-        if wanted.name.ends_with("embed_tokens_per_layer.weight") {
-            table = elements(&wanted.shape) * plain;
-            wanted.shape = vec![
-                text.vocab_size_per_layer_input,
-                kept_layers * text.hidden_size_per_layer_input,
-            ];
-        }
-        add(&wanted, plain);
-    }
-    for width in &size.widths {
-        for (name, shape) in tensors::layer(text, *width) {
-            add(&Wanted { name: name.into(), shape, group: None }, plain);
-        }
-    }
+    let plain = if full { 4 } else { 2 };
+    let mut total = Total { isq, ..Total::default() };
     for wanted in towers::towers(config) {
         // The vision tower is kept in 32 bits on a CPU.
-        let plain = if wanted.name.contains("vision_tower") { 4 } else { plain };
-        add(&wanted, plain);
+        let vision = wanted.name.contains("vision_tower");
+        total.add(&wanted.name, &wanted.shape, if vision { 4 } else { plain });
     }
-    let vocabulary = text.vocab_size.max(text.vocab_size_per_layer_input);
+    // The layers that are skipped lose their part of the per-layer embeddings. It is copied out of the
+    // whole table, and both are there then, but not yet the layers.
+    let kept = (text.layers - size.skipped.len()) as u64 * text.hidden_size_per_layer_input;
+    let rows = text.vocab_size_per_layer_input;
+    let table = rows * text.layers as u64 * text.hidden_size_per_layer_input * plain;
+    for wanted in tensors::outside_layers(text) {
+        let shape = if wanted.name.ends_with("embed_tokens_per_layer.weight") {
+            vec![rows, kept]
+        } else {
+            wanted.shape
+        };
+        total.add(&wanted.name, &shape, plain);
+    }
+    let slicing = total.bytes + if sliced { table } else { 0 };
+    for width in &size.widths {
+        for (name, shape) in tensors::layer(text, *width) {
+            total.add(name, &shape, plain);
+        }
+    }
     if text.tie_word_embeddings && isq != Isq::None {
         // The output layer is the token embedding once more, quantized.
-        add(
-            &Wanted {
-                name: "lm_head.weight".into(),
-                shape: vec![text.vocab_size, text.hidden_size],
-                group: None,
-            },
-            plain,
-        );
+        total.add("lm_head.weight", &[text.vocab_size, text.hidden_size], plain);
     }
-    let resident =
-        BASE_BYTES + TOKENIZER_BYTES * vocabulary + resident * (100 + SLACK_PERCENT) / 100;
-    // A slice's per-layer embeddings are copied out of the whole table, and both are there then; the
-    // layers are not yet.
-    let slicing = if sliced { table } else { 0 };
-    Memory { resident, peak: resident + slicing.max(largest * QUANTIZED_AT_ONCE) }
+    let around = |bytes: u64| {
+        BASE_BYTES
+            + TOKENIZER_BYTES * text.vocab_size.max(rows)
+            + bytes / 100 * (100 + SLACK_PERCENT)
+    };
+    let resident = around(total.bytes);
+    let quantizing = resident + total.largest_quantized * QUANTIZING_BYTES;
+    Memory { resident, peak: around(slicing).max(quantizing) }
+}
+
+#[derive(Default)]
+struct Total {
+    isq: Isq,
+    bytes: u64,
+    /// Elements of the largest tensor that is quantized.
+    largest_quantized: u64,
+}
+
+impl Total {
+    /// Counts a tensor of `plain` bytes for each element, unless it is quantized.
+    fn add(&mut self, name: &str, shape: &[u64], plain: u64) {
+        let count = elements(shape);
+        let quantized = QUANTIZED.iter().any(|part| name.contains(part));
+        let bits =
+            half_bits(self.isq, shape).filter(|_| quantized && !name.contains("vision_tower"));
+        if bits.is_some() {
+            self.largest_quantized = self.largest_quantized.max(count);
+        }
+        self.bytes += bits.map_or(count * plain, |bits| count * bits / 16);
+    }
 }
 
 fn elements(shape: &[u64]) -> u64 {
     shape.iter().product()
 }
 
-/// Sixteenths of a byte... of a weight after quantization: bits times two. None if it stays as it is.
-/// A row that is not whole blocks of 256 takes a type with blocks of 32.
-fn bits(isq: Isq, shape: &[u64]) -> Option<u64> {
+/// Twice the bits of a weight after quantization; none if it stays as it is. A row that is not whole
+/// blocks of 256 takes a type with blocks of 32, or none at all and 32 bits.
+fn half_bits(isq: Isq, shape: &[u64]) -> Option<u64> {
     let row = shape.last().copied().unwrap_or_default();
     let (large, small) = match isq {
         Isq::None => return None,
