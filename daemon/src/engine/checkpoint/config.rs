@@ -34,8 +34,8 @@ pub struct Config {
     /// The audio tower.
     #[serde(rename = "audio_config")]
     pub audio: Audio,
-    #[serde(default)]
-    quantization_config: Option<serde::de::IgnoredAny>,
+    #[serde(default, rename = "quantization_config")]
+    quantization: Option<serde::de::IgnoredAny>,
 }
 
 /// `text_config`.
@@ -154,7 +154,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.quantization_config.is_some() {
+        if self.quantization.is_some() {
             return Err("the weights are quantized already, and sizes can only be cut from \
                         unquantized ones: use the original checkpoint"
                 .into());
@@ -219,7 +219,7 @@ impl Config {
                 return Err(format!("{key}: {value} is not within 1 and {limit}"));
             }
         }
-        if text.heads % text.kv_heads != 0 {
+        if !text.heads.is_multiple_of(text.kv_heads) {
             return Err(format!("{} heads cannot share {} KV heads", text.heads, text.kv_heads));
         }
         Ok(())

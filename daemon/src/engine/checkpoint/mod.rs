@@ -246,11 +246,10 @@ fn compare(config: &Config, tensors: &BTreeMap<String, Tensor>) -> Result<Vec<Wa
     }
     let more = problems.len().saturating_sub(MAX_PROBLEMS);
     problems.truncate(MAX_PROBLEMS);
-    let mut told = problems.join("; ");
     if more > 0 {
-        told.push_str(&format!("; and {more} more"));
+        problems.push(format!("and {more} more"));
     }
-    Err(told)
+    Err(problems.join("; "))
 }
 
 /// The sizes, and whether they come from a table.

@@ -28,8 +28,8 @@ pub fn wanted(config: &Config) -> Vec<Wanted> {
         wanted.extend(layer(text, *width).into_iter().map(|(name, shape)| {
             // A layer that reads another's KV cache makes no keys and values. mistral.rs asks for
             // these all the same; newer checkpoints leave them out.
-            let unused = shared && name.starts_with("self_attn.k")
-                || shared && name.starts_with("self_attn.v");
+            let unused =
+                shared && ["self_attn.k", "self_attn.v"].iter().any(|kind| name.starts_with(kind));
             let group = if unused { Some("keys and values that are not used") } else { None };
             Wanted { name: format!("{PREFIX}.layers.{index}.{name}"), shape, group }
         }));

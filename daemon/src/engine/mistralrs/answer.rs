@@ -44,6 +44,7 @@ impl Shared {
             counted.store(count(context.len() + 1 - prompt_tokens), Ordering::Relaxed);
             chosen
         };
+        #[expect(clippy::cast_possible_truncation, reason = "a penalty needs no 53 bits")]
         let penalty = |value: Option<f64>| value.map(|value| value as f32);
         let repetition = sampling.repetition_penalty.or(self.generation.repetition_penalty);
         let request = NormalRequest {

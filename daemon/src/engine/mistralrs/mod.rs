@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use ::mistralrs::{
     IsqType, Model, ModelDType, MultimodalLoaderType, MultimodalModelBuilder, Request,
-    TextMessageRole, TextMessages, TokenSource, core, error,
+    TextMessageRole, TextMessages, TokenSource, core, error, model_builder_trait,
 };
 use either::Either;
 use tokio::runtime::Runtime;
@@ -39,7 +39,11 @@ pub struct Mistralrs {
     loaded: Loaded,
     runtime: Runtime,
     shared: Arc<Shared>,
+    /// The model itself. The last to go, so that its memory is back when this is dropped.
+    pipeline: Pipeline,
 }
+
+type Pipeline = Arc<tokio::sync::Mutex<dyn core::Pipeline>>;
 
 /// What the tasks of the requests need.
 struct Shared {
@@ -64,8 +68,8 @@ impl Mistralrs {
             .enable_time()
             .build()
             .map_err(|error| Error::Internal(format!("mistral.rs's runtime: {error}")))?;
-        let shared = load::with_progress(progress, prepared.memory, || {
-            let model = build(&prepared, &checkpoint, plan)?;
+        let (shared, pipeline) = load::with_progress(progress, prepared.memory, || {
+            let (model, pipeline) = build(&prepared, &checkpoint, plan)?;
             let mut shared = Shared {
                 model,
                 generation: checkpoint.generation,
@@ -76,7 +80,7 @@ impl Mistralrs {
             runtime.block_on(async {
                 shared.bos = shared.find_bos(&prepared.bos).await?;
                 shared.try_out().await?;
-                Ok(shared)
+                Ok((shared, pipeline))
             })
         })
         .map_err(invalid)?;
@@ -88,7 +92,7 @@ impl Mistralrs {
             sizes: checkpoint.sizes.iter().map(|size| size.name.clone()).collect(),
             context_tokens: prepared.context_tokens,
         };
-        Ok(Self { loaded, runtime, shared: Arc::new(shared) })
+        Ok(Self { loaded, runtime, shared: Arc::new(shared), pipeline })
     }
 }
 
@@ -128,11 +132,14 @@ impl Engine for Mistralrs {
 impl Drop for Mistralrs {
     fn drop(&mut self) {
         let Ok(library) = self.shared.model.inner().get_sender(None) else { return };
-        let ended = self.runtime.block_on(async {
-            // The last request here tells the library's thread to end; the model goes with it.
+        let end = async {
             let _ = library.send(Request::Terminate).await;
-            tokio::time::timeout(UNLOAD, library.closed()).await
-        });
+            // The library's thread lets go of the model when it ends; its handle and this one stay.
+            while Arc::strong_count(&self.pipeline) > 2 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let ended = self.runtime.block_on(async { tokio::time::timeout(UNLOAD, end).await });
         if ended.is_err() {
             tracing::warn!("mistral.rs is still busy; its memory comes back later");
         }
@@ -141,7 +148,11 @@ impl Drop for Mistralrs {
 
 /// Has the library load the model. Runs on a thread made for it: the library keeps the quantization
 /// in a thread-local variable, where the next load would find it.
-fn build(prepared: &load::Prepared, checkpoint: &Checkpoint, plan: &Plan) -> Result<Model, String> {
+fn build(
+    prepared: &load::Prepared,
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+) -> Result<(Model, Pipeline), String> {
     let folder = prepared.folder.to_str().ok_or("its path is not UTF-8")?;
     let parallel = usize::try_from(plan.settings.parallel_requests).unwrap_or(1).max(1);
     let mut builder = MultimodalModelBuilder::new(folder)
@@ -169,8 +180,16 @@ fn build(prepared: &load::Prepared, checkpoint: &Checkpoint, plan: &Plan) -> Res
     tokio::runtime::Builder::new_current_thread()
         .build()
         .map_err(|error| error.to_string())?
-        .block_on(builder.build())
-        .map_err(|error| format!("mistral.rs: {error:#}"))
+        .block_on(async {
+            let (pipeline, scheduler, settings) =
+                model_builder_trait::build_multimodal_pipeline(builder)
+                    .await
+                    .map_err(|error| format!("mistral.rs: {error:#}"))?;
+            let kept = Arc::clone(&pipeline);
+            let model =
+                model_builder_trait::build_model_from_pipeline(pipeline, scheduler, settings).await;
+            Ok((model, kept))
+        })
 }
 
 impl Shared {
