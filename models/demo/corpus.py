@@ -882,16 +882,17 @@ def follow_up(rng):
     return ("recolor", room, color, new), [first, a1, second], action("lights", room=room, color=new)
 
 
+# The skills and their shares of the training split; what has to be computed takes the most practice.
 SKILLS = {
-    "action": (act, 24),
-    "arithmetic": (arithmetic, 17),
-    "units": (units, 8),
-    "time": (times, 13),
-    "translate": (translate, 14),
-    "facts": (facts, 8),
-    "state": (device_state, 12),
-    "chat": (chat, 7),
-    "follow-up": (follow_up, 14),
+    "action": (act, 14),
+    "arithmetic": (arithmetic, 26),
+    "units": (units, 12),
+    "time": (times, 22),
+    "translate": (translate, 18),
+    "facts": (facts, 9),
+    "state": (device_state, 9),
+    "chat": (chat, 5),
+    "follow-up": (follow_up, 9),
 }
 
 
@@ -937,10 +938,10 @@ def training_examples(count, seed, forbidden=frozenset()):
     names, weights = list(SKILLS), [w for _, w in SKILLS.values()]
     while count > 0:
         kind = rng.random()
-        if kind < 0.80:
+        if kind < 0.88:
             skill = rng.choices(names, weights)[0]
             turns, answer = example(rng, skill, False)
-        elif kind < 0.97:
+        elif kind < 0.98:
             skill, (turns, answer) = "conversation", conversation(rng, 4)
         else:
             skill, (turns, answer) = "conversation", conversation(rng, 14)

@@ -51,8 +51,14 @@ def batches(tok, examples, tokens=4096):
 def measure(params, c, tok, examples, size, half=False):
     """(loss per answer token, list of right/wrong, largest activation) at one size.
 
-    With `half` the matrix products run in F16, as an engine on a CPU may do.
+    With `half` the matrix products run in F16 and the AltUp stack is rounded to F16 after every
+    layer, as an engine on a CPU may do.
     """
+
+    def rounded(*args):
+        x, kv = M.layer(*args)
+        return x.half().float(), kv
+
     right, loss, count, watch = [False] * len(examples), 0.0, 0, []
     for ids, learn, numbers in batches(tok, examples):
         b, s = ids.shape
@@ -61,7 +67,7 @@ def measure(params, c, tok, examples, size, half=False):
         wanted = learn[:, 1:]
         target = ids[:, 1:][wanted]
         with torch.autocast("cpu", torch.float16, enabled=half):
-            hidden = M.forward(params, c, ids, positions, torch.zeros_like(ids), width, keep, watch=watch)
+            hidden = M.forward(params, c, ids, positions, torch.zeros_like(ids), width, keep, rounded if half else M.layer, watch)
             out = M.logits(params, c, hidden.view(b, s, -1)[:, :-1][wanted])
         loss += F.cross_entropy(out, target, reduction="sum").item()
         count += len(target)
@@ -95,7 +101,7 @@ def main():
     p.add_argument("--eval", type=Path, default=Path(__file__).parent / "eval.jsonl")
     p.add_argument("--sizes", help="names, separated by commas; all by default")
     p.add_argument("--json", type=Path, help="also write the results here")
-    p.add_argument("--half", action="store_true", help="matrix products in F16")
+    p.add_argument("--half", action="store_true", help="compute in F16")
     p.add_argument("--wrong", type=int, default=0, help="print this many wrong answers of the first size")
     p.add_argument("--ask", nargs="*", default=[], help="answer these prompts with every size instead")
     a = p.parse_args()

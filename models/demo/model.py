@@ -39,7 +39,7 @@ class Config:
     ple: int = 32
     altup: int = 4
     laurel: int = 32
-    window: int = 256
+    window: int = 512
     max_positions: int = 4096
     kv_shared: int = 15
     sparse_layers: int = 10

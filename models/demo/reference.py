@@ -7,12 +7,13 @@ the logarithm of the sum of all exponentials, which together leave little room f
 chat everything is kept.
 
 references.safetensors holds, for chat N and size S (or switch K):
-  chat.N.ids          I32 [length]       the token ids, prompt and answer
-  chat.N.S.top_ids    I32 [length, top]  token ids of the largest logits, largest first
-  chat.N.S.top        F32 [length, top]  these logits
-  chat.N.S.logsumexp  F32 [length]
-  chat.N.S.logits     F32 [length, vocabulary]   for chat 0 at the largest and smallest size
-  switch.K.*                             the same for a switch
+  chat.N.ids          I32 [length]     the token ids, prompt and answer
+  chat.N.S.top_ids    I32 [kept, top]  token ids of the largest logits, largest first
+  chat.N.S.top        F32 [kept, top]  these logits
+  chat.N.S.logsumexp  F32 [kept]
+  chat.N.S.logits     F32 [kept, vocabulary]   for chat 0 at the largest and smallest size
+  switch.K.*                           the same for a switch
+Row 0 belongs to the position `first_kept` (0 but for the long chat) and predicts the token after it.
 references.json says what they are: messages, the rendered prompt, the length of the prompt, the
 greedy answer of every size, and where each switch happens.
 """
@@ -25,10 +26,10 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from reference_model import from_folder, reference_logits
+import model as M
+from reference_model import at_size, from_folder, reference_logits
 from sizes import ladder
 from tokenizer import END, render
-import model as M
 
 
 def user(*turns):
@@ -36,7 +37,7 @@ def user(*turns):
     return [{"role": "user" if i % 2 == 0 else "assistant", "content": t} for i, t in enumerate(turns)]
 
 
-# More than the sliding window of 256 tokens, so that a wrong window shows.
+# More than the sliding window of 512 tokens, so that a wrong window shows.
 LONG = user(
     "Turn on the kitchen light", '{"action": "lights", "room": "kitchen", "state": "on"}',
     "and the bedroom", '{"action": "lights", "room": "bedroom", "state": "on"}',
@@ -52,7 +53,22 @@ LONG = user(
     "set the volume to 35", '{"action": "volume", "level": 35}',
     "take me to 12 Oak Street", '{"action": "navigate", "to": "12 Oak Street"}',
     "How many grams are 7 kilograms?", "7 kilograms = 7000 grams",
-    "make the office light blue",
+    "make the office light blue", '{"action": "lights", "room": "office", "color": "blue"}',
+    "no, green", '{"action": "lights", "room": "office", "color": "green"}',
+    "Take a selfie", '{"action": "camera", "mode": "selfie"}',
+    "wake me up at 6:45", '{"action": "alarm", "time": "06:45"}',
+    "What is 9 times 7", "9 * 7 = 63",
+    "convert 5 hours to minutes", "5 hours = 300 minutes",
+    "Which month comes after May?", "June comes after May.",
+    "Today is Friday, what day is it in 3 days?", "It will be Monday.",
+    "how many legs does a spider have", "A spider has 8 legs.",
+    "Call Emma", '{"action": "call", "name": "Emma"}',
+    "bluetooth off", '{"action": "bluetooth", "state": "off"}',
+    "How do you say water in Spanish?", "Agua",
+    "what is the highest mountain?", "The highest mountain is Mount Everest.",
+    "Set the heating in the bathroom to 23 degrees", '{"action": "heating", "room": "bathroom", "degrees": 23}',
+    "Thank you!", "You are welcome!",
+    "dim the bedroom light to 40 percent",
 )  # fmt: skip
 CHATS = (
     user("What is the capital of France?"),
@@ -72,21 +88,26 @@ CHATS = (
 # chat, tokens of the answer before the switch, from and to (places in the ladder)
 SWITCHES = ((1, 7, 0, -1), (7, 2, -1, 0))
 TOP = 24
+# Of a longer chat only so many positions at its end are kept.
+KEPT = 160
 
 
 @torch.no_grad()
 def greedy(net, ids, size, limit=48):
     """The greedy answer to a prompt, its closing token included."""
-    out = list(ids)
-    while len(out) - len(ids) < limit:
-        token = reference_logits(net, out, size)[-1].argmax().item()
-        out.append(token)
-        if token == END:
-            break
-    return out[len(ids) :]
+    answer, cache, x = [], None, torch.tensor([ids])
+    with at_size(net, *size):
+        while len(answer) < limit:
+            step = net(x, past_key_values=cache, use_cache=True)
+            answer.append(step.logits[0, -1].argmax().item())
+            if answer[-1] == END:
+                break
+            cache, x = step.past_key_values, torch.tensor([answer[-1:]])
+    return answer
 
 
 def record(tensors, key, logits, everything):
+    logits = logits[-KEPT:]
     top = logits.topk(TOP, dim=-1)
     tensors[f"{key}.top_ids"] = top.indices.int()
     tensors[f"{key}.top"] = top.values.contiguous()
@@ -117,7 +138,8 @@ def main():
             logits = reference_logits(net, ids, size)
             record(tensors, f"chat.{n}.{name}", logits, n == 0 and name in (names[0], names[-1]))
         said = {name: tok.decode(t) for name, t in answers.items()}
-        chats.append({"messages": messages, "prompt": text, "prompt_length": len(prompt), "length": len(ids), "greedy": said})
+        chats.append({"messages": messages, "prompt": text, "prompt_length": len(prompt), "length": len(ids),
+                      "first_kept": max(0, len(ids) - KEPT), "greedy": said})  # fmt: skip
         print(n, len(prompt), said[names[0]], "|", said[names[-1]], flush=True)
     for k, (n, after, one, two) in enumerate(SWITCHES):
         at = chats[n]["prompt_length"] + after

@@ -111,16 +111,20 @@ def encode_example(tok, e):
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--train", type=Path, required=True, help="the training split from corpus.py")
-    p.add_argument("--size", type=int, default=2048, help="entries in the vocabulary")
-    p.add_argument("--out", type=Path, required=True, help="write tokenizer.json here")
+    p.add_argument("--size", type=int, default=1536, help="entries in the vocabulary")
+    p.add_argument("--out", type=Path, help="train a tokenizer and write it here")
+    p.add_argument("--use", type=Path, help="use this tokenizer.json and train none")
     p.add_argument("--tokens", type=Path, help="also write the packed training tokens here (.npz)")
     a = p.parse_args()
 
     with open(a.train, encoding="utf-8") as f:
         examples = [json.loads(line) for line in f]
-    answer_texts = (render(e["messages"]) + e["answer"] for e in examples[:150_000])
-    tok = train((t.replace("<start_of_turn>", "\n").replace("<end_of_turn>", "\n") for t in answer_texts), a.size)
-    tok.save(str(a.out))
+    if a.use:
+        tok = Tokenizer.from_file(str(a.use))
+    else:
+        texts = (render(e["messages"]) + e["answer"] for e in examples[:150_000])
+        tok = train((t.replace("<start_of_turn>", "\n").replace("<end_of_turn>", "\n") for t in texts), a.size)
+        tok.save(str(a.out))
     print(f"{tok.get_vocab_size()} entries")
 
     if a.tokens:

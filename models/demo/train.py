@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 
 import model as M
 from evaluate import measure
-from sizes import LADDER, SKIPPED, ladder
+from sizes import LADDER, NARROW, SKIPPED, ladder
 
 SHORT, LONG = 128, 384
 # Weights of the matrices that Muon trains; the others (embeddings, norms, AltUp) go to AdamW.
@@ -84,21 +84,21 @@ def pack(ids, learn, ends, length, longer_than, seed):
 class SizeSampler:
     """Draws MatFormer sizes for the documents of a batch."""
 
-    def __init__(self, c, seed):
+    def __init__(self, c, seed, weights, mixed_share):
         self.c, self.rng = c, random.Random(seed)
+        self.weights, self.mixed_share = weights, mixed_share
         self.fixed = [(w, [i not in s for i in range(c.layers)]) for w, s in ladder(c).values()]
 
     def draw(self):
+        rng = self.rng
+        if rng.random() < self.mixed_share:
+            return self.mixed()
+        return rng.choices(self.fixed, self.weights)[0]
+
+    def mixed(self):
+        """Any mixture of widths down to the narrow one; the skipped block comes or stays as a whole."""
         c, rng = self.c, self.rng
-        kind = rng.random()
-        if kind < 0.42:
-            return self.fixed[0]
-        if kind < 0.60:
-            return self.fixed[-1]
-        if kind < 0.84:
-            return self.fixed[rng.randrange(1, len(LADDER) - 1)]
-        # Any mixture of widths between half and full; the skipped block comes or stays as a whole.
-        steps = [c.ffn // 2 + 32 * k for k in range(c.ffn // 64 + 1)]
+        steps = list(range(c.ffn // NARROW, c.ffn + 1, 32))
         wide = rng.random()
         choice = [c.ffn if rng.random() < wide else rng.choice(steps) for _ in range(c.layers)]
         skip = rng.random() < 0.5
@@ -139,6 +139,29 @@ def orthogonal(g):
     return (x.transpose(1, 2) if tall else x).float()
 
 
+def by_halves(name, g):
+    """FFN gradients as twice as many matrices, one for each half of the width.
+
+    Orthogonalised as a whole, the half that only the larger sizes use gets next to nothing: its
+    gradient is the smaller one, and it withers until all sizes are alike. By itself it learns as
+    fast as the other half.
+    """
+    n, rows, cols = g.shape
+    if name in ("gate", "up"):
+        return g.reshape(2 * n, rows // 2, cols)
+    if name == "down":
+        return g.reshape(n, rows, 2, cols // 2).transpose(1, 2).reshape(2 * n, rows, cols // 2)
+    return g
+
+
+def whole(name, g, shape):
+    """Undoes `by_halves`."""
+    if name == "down":
+        n, rows, cols = shape
+        return g.reshape(n, 2, rows, cols // 2).transpose(1, 2).reshape(shape)
+    return g.reshape(shape)
+
+
 class Optimizer:
     """Muon for the matrices of the layers, AdamW for the rest; both on stacked weights."""
 
@@ -159,9 +182,10 @@ class Optimizer:
         for k, p in self.muon.items():
             m = self.state[k]["m"]
             m.lerp_(p.grad, 1 - momentum)
-            update = orthogonal(p.grad.lerp(m, momentum))
+            parts = by_halves(k, p.grad.lerp(m, momentum))
+            update = whole(k, orthogonal(parts), p.shape)
             p.mul_(1 - self.lr_muon * scale * self.decay)
-            p.add_(update, alpha=-self.lr_muon * scale * max(1.0, p.shape[1] / p.shape[2]) ** 0.5)
+            p.add_(update, alpha=-self.lr_muon * scale * max(1.0, parts.shape[1] / parts.shape[2]) ** 0.5)
         b1, b2 = 0.9, 0.98
         for k, p in self.adam.items():
             s = self.state[k]
@@ -214,9 +238,8 @@ def worker(rank, a):
     with open(a.eval, encoding="utf-8") as f:
         examples = [json.loads(line) for line in f][:: a.eval_every_nth]
     sizes = ladder(c)
-    shown = [list(sizes)[0], list(sizes)[-1]]
 
-    sampler = SizeSampler(c, 1000 * step + rank)
+    sampler = SizeSampler(c, 1000 * step + rank, a.size_weights, a.mixed_share)
     layer_fn = torch.compile(M.layer, dynamic=False)
     if rank == 0:
         print(f"{M.count(c):,} weights; rows {[(k, len(v['ids'])) for k, v in stores.items()]}; "
@@ -289,7 +312,7 @@ def worker(rank, a):
         if rank == 0 and (step % a.measure_every == 0 or done):
             plain = {k: p.detach() for k, p in params.items()}
             entry = {"step": step, "minutes": round(elapsed / 60, 2), "tokens": step * a.batch * world, "train_loss": round(mean_loss, 4)}
-            for name in shown:
+            for name in sizes:
                 held, right, top = measure(plain, c, tok, examples, sizes[name])
                 entry[name] = {"loss": round(held, 4), "right": round(sum(right) / len(right), 4), "top": round(top, 1)}
             log.append(entry)
@@ -321,6 +344,9 @@ def main():
     p.add_argument("--lr-muon", type=float, default=0.02)
     p.add_argument("--lr-adam", type=float, default=3e-3)
     p.add_argument("--decay", type=float, default=0.02, help="weight decay of Muon, times its learning rate")
+    p.add_argument("--size-weights", type=float, nargs=len(LADDER), default=[0.80, 0.06, 0.04, 0.03, 0.03],
+                   help="shares of the sizes of the ladder, from full to smallest")  # fmt: skip
+    p.add_argument("--mixed-share", type=float, default=0.04, help="share of documents with a random mix of widths")
     p.add_argument("--measure-every", type=int, default=500, help="steps between held-out measurements")
     p.add_argument("--eval-every-nth", type=int, default=3, help="measure on every n-th held-out example only")
     a = p.parse_args()
