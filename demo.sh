@@ -67,7 +67,8 @@ bus_pid=$!
 while [ ! -S "$work/bus" ]; do sleep 0.05; done
 
 say "nestd starts"
-"$bin/nestd" --config "$work/nestd.toml" 2>"$work/nestd.log" &
+# The allocator's settings give an unloaded model's memory back (docs/design.md).
+MALLOC_MMAP_THRESHOLD_=131072 MALLOC_ARENA_MAX=2 "$bin/nestd" --config "$work/nestd.toml" 2>"$work/nestd.log" &
 daemon_pid=$!
 
 export NESTCTL_SOCKET="$work/nestd.sock" NESTCTL_BUS="unix:path=$work/bus"

@@ -15,7 +15,7 @@ use crate::api::{dbus, grpc};
 use crate::config::{Bus, Config, Layers};
 use crate::engine::{self, catalog::Catalog};
 use crate::service::{self, Report, Service};
-use crate::systemd::{self, Log};
+use crate::systemd::{Log, Notifier};
 use crate::types::State;
 
 /// How long connections may take to close when everything else is over.
@@ -27,6 +27,7 @@ type Fatal = Box<dyn std::error::Error + Send + Sync>;
 /// Runs the daemon until a signal ends it. `layers` are read again on SIGHUP.
 pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     let log = Log::start(&config.log_level)?;
+    let systemd = Notifier::start()?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -64,7 +65,7 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
         }
     };
     let mut status = service.watch();
-    systemd::ready(&line(&service.report()));
+    systemd.ready(line(&service.report()));
     tracing::info!(socket, bus = ?config.bus, version = env!("CARGO_PKG_VERSION"), "ready");
 
     let mut config = config;
@@ -75,7 +76,7 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
             _ = hangup.recv() => reload(&mut config, &layers, &service, &log),
             Ok(()) = status.changed() => {
                 status.mark_unchanged();
-                systemd::status(&line(&service.report()));
+                systemd.status(line(&service.report()));
             }
             ended = &mut grpc => return Err(fatal("the gRPC server", ended)),
             ended = &mut dbus => return Err(fatal("the D-Bus connection", ended)),
@@ -84,7 +85,7 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     }
 
     tracing::info!("stopping");
-    systemd::stopping();
+    systemd.stopping();
     service.drain().await;
     stop.cancel();
     let closed = async {

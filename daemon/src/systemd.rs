@@ -3,32 +3,71 @@
 //! Without systemd (no NOTIFY_SOCKET, no JOURNAL_STREAM) nothing is told and the log goes to stderr.
 
 use std::io::IsTerminal;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use sd_notify::NotifyState;
+use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload::Handle;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
-/// Both APIs accept calls.
-pub fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+/// Notices that may wait for systemd; more are dropped, since the next status line replaces them.
+const NOTICES: usize = 16;
+
+/// Tells systemd, from a thread of its own: a manager that does not read must not stop the daemon.
+pub struct Notifier(SyncSender<Notice>);
+
+enum Notice {
+    Ready(String),
+    Status(String),
+    Stopping,
 }
 
-/// What `systemctl status` shows.
-pub fn status(status: &str) {
-    tell(&[NotifyState::Status(status)]);
-}
-
-/// The daemon has begun to stop.
-pub fn stopping() {
-    tell(&[NotifyState::Stopping, NotifyState::Status("stopping: requests are ending")]);
-}
-
-fn tell(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "systemd cannot be told");
+impl Notifier {
+    /// Starts the thread. It ends with the notifier.
+    pub fn start() -> std::io::Result<Self> {
+        let (notices, receiver) = sync_channel(NOTICES);
+        std::thread::Builder::new().name("nestd-notify".into()).spawn(move || {
+            while let Ok(notice) = receiver.recv() {
+                let told = match &notice {
+                    Notice::Ready(line) => {
+                        sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(line)])
+                    }
+                    Notice::Status(line) => sd_notify::notify(&[NotifyState::Status(line)]),
+                    Notice::Stopping => sd_notify::notify(&[
+                        NotifyState::Stopping,
+                        NotifyState::Status("stopping: requests are ending"),
+                    ]),
+                };
+                if let Err(error) = told {
+                    tracing::warn!(%error, "systemd cannot be told");
+                }
+            }
+        })?;
+        Ok(Self(notices))
     }
+
+    /// Both APIs accept calls.
+    pub fn ready(&self, line: String) {
+        let _ = self.0.try_send(Notice::Ready(line));
+    }
+
+    /// What `systemctl status` shows.
+    pub fn status(&self, line: String) {
+        let _ = self.0.try_send(Notice::Status(line));
+    }
+
+    /// The daemon has begun to stop.
+    pub fn stopping(&self) {
+        let _ = self.0.try_send(Notice::Stopping);
+    }
+}
+
+/// The filter, with the engines' libraries at `warn` unless it names them: they are talkative, and what
+/// they say below that may hold prompts.
+fn quiet(filter: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::try_new(format!("mistralrs_core=warn,mistralrs_quant=warn,{filter}"))
 }
 
 /// Changes the log filter of a running daemon.
@@ -37,7 +76,7 @@ pub struct Log(Handle<EnvFilter, Registry>);
 impl Log {
     /// Sends the log to the journal when stderr is the journal already, and to stderr else.
     pub fn start(filter: &str) -> std::io::Result<Self> {
-        let filter = EnvFilter::try_new(filter).map_err(std::io::Error::other)?;
+        let filter = quiet(filter).map_err(std::io::Error::other)?;
         let (filter, handle) = reload::Layer::new(filter);
         let output = if std::env::var_os("JOURNAL_STREAM").is_some() {
             tracing_journald::layer()?.boxed()
@@ -51,7 +90,7 @@ impl Log {
 
     /// Uses another filter from now on; a wrong one was refused with the configuration.
     pub fn set(&self, filter: &str) {
-        if let Ok(filter) = EnvFilter::try_new(filter)
+        if let Ok(filter) = quiet(filter)
             && let Err(error) = self.0.reload(filter)
         {
             tracing::warn!(%error, "the log filter stays as it was");

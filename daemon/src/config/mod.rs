@@ -149,7 +149,7 @@ impl Config {
                 prefill_tokens_per_s: read.f64("sim.prefill_tokens_per_s", 0.01..=1e6),
             },
         };
-        if config.limits.default_max_tokens > config.limits.max_tokens {
+        if read.is_fine() && config.limits.default_max_tokens > config.limits.max_tokens {
             read.wrong("limits.default_max_tokens", "is above limits.max_tokens");
         }
         let problems = read.finish();

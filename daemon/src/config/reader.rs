@@ -70,6 +70,11 @@ impl Reader {
         })
     }
 
+    /// Whether nothing was wrong so far.
+    pub(super) fn is_fine(&self) -> bool {
+        self.problems.is_empty()
+    }
+
     /// Adds a problem with a key that was taken.
     pub(super) fn wrong(&mut self, key: &str, what: impl Display) {
         let origin = self.origins.iter().find(|(known, _)| *known == key);
@@ -149,5 +154,7 @@ fn flatten(key: String, value: Value, values: &mut Vec<(String, Value)>) {
 }
 
 fn origin(value: &Value) -> String {
-    value.origin().unwrap_or("built-in defaults").to_owned()
+    let origin = value.origin().unwrap_or("built-in defaults");
+    // The config crate names files relative to the working directory.
+    std::fs::canonicalize(origin).map_or_else(|_| origin.into(), |path| path.display().to_string())
 }

@@ -247,7 +247,7 @@ async fn one_caller_cannot_take_every_place() {
     };
     assert_eq!(refused.reason(), Some(v1::ErrorReason::QueueFull));
     let other = daemon.dbus().await;
-    other.generate(ask("hello")).await.unwrap();
+    let _accepted = other.generate(ask("hello")).await.unwrap();
     drop(held);
     until(&client, |status| status.running_requests + status.queued_requests == 0).await;
 }

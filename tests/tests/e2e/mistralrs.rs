@@ -1,1 +1,211 @@
 //! The main job on the demo model, through mistral.rs.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use futures::StreamExt;
+use nestd_client::v1::{
+    ErrorReason, FinishReason, Sampling, State, Stopping, generate_event::Event,
+};
+use nestd_client::{Client, ask};
+use nestd_tests::{Builder, Daemon, collect, finished, project, text, until};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+const QUESTION: &str = "What is the capital of France?";
+const ANSWER: &str = "The capital of France is Paris.";
+
+/// A folder of models with the demo model in it, file by file, so that a test can damage one.
+fn models() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = folder.path().join("demo");
+    std::fs::create_dir(&demo).unwrap();
+    let shipped = project().join("models/demo/hf").canonicalize().unwrap();
+    for file in std::fs::read_dir(shipped).unwrap() {
+        let file = file.unwrap();
+        symlink(file.path(), demo.join(file.file_name())).unwrap();
+    }
+    (folder, demo)
+}
+
+fn builder(models: &Path) -> Builder {
+    Builder::default()
+        .set("model.dir", &format!("'{}'", models.display()))
+        .set("model.name", "'demo'")
+        .set("model.isq", "'none'")
+}
+
+/// The daemon with the demo model loaded.
+async fn demo() -> (TempDir, Daemon, Client) {
+    let (folder, _) = models();
+    let daemon = builder(folder.path()).start();
+    let client = daemon.grpc().await;
+    let status = until_settled(&client).await;
+    assert_eq!(status, State::Ready, "{}", client.status().await.unwrap().problem);
+    (folder, daemon, client)
+}
+
+async fn until_settled(client: &Client) -> State {
+    // A load of the demo model takes a few seconds, on a machine that is otherwise busy.
+    for _ in 0..1200 {
+        let state = client.status().await.unwrap().state();
+        if state != State::Loading {
+            return state;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    State::Loading
+}
+
+async fn switch(client: &Client, size: &str) {
+    let fractions: Vec<f64> =
+        client.load("", size).await.unwrap().map(Result::unwrap).collect().await;
+    assert_eq!(fractions.last(), Some(&1.0));
+    assert!(fractions.is_sorted(), "{fractions:?}");
+}
+
+#[tokio::test]
+async fn the_main_job_over_both_transports_at_two_sizes() {
+    let (_folder, daemon, client) = demo().await;
+    let status = client.status().await.unwrap();
+    let sizes = status.available_sizes.clone();
+    assert!(sizes.len() >= 4, "{sizes:?}");
+    assert_eq!(status.engine, "mistralrs");
+    assert_eq!(status.active_size, sizes[0]);
+
+    for size in [&sizes[0], &sizes[sizes.len() - 1]] {
+        if **size != status.active_size {
+            switch(&client, size).await;
+        }
+        let mut told = Vec::new();
+        for (name, client) in daemon.both().await {
+            let events = collect(client.generate(ask(QUESTION)).await.unwrap()).await.unwrap();
+            assert_eq!(text(&events), ANSWER, "{name} at {size}");
+            let end = finished(&events);
+            assert_eq!(end.reason(), FinishReason::Stop, "{name}");
+            assert_eq!(end.sizes, [size.as_str()], "{name}");
+            let usage = end.usage.unwrap();
+            let counted = client.count_tokens(ask(QUESTION).messages).await.unwrap();
+            assert_eq!(usage.prompt_tokens, counted, "{name}");
+            assert!(usage.completion_tokens >= 5, "{name} {usage:?}");
+            let timings = end.timings.unwrap();
+            assert!(timings.ttft_us > 0 && timings.decode_tokens_per_s > 0.0, "{name} {timings:?}");
+            let deltas = events.iter().filter(|event| matches!(event, Event::Text(_))).count();
+            told.push((usage, deltas));
+        }
+        assert_eq!(told[0].0, told[1].0);
+        assert!(told[0].1 >= 5, "over gRPC it comes token by token: {told:?}");
+    }
+}
+
+#[tokio::test]
+async fn requests_are_shaped_stopped_and_cancelled() {
+    let (_folder, mut daemon, client) = demo().await;
+    let with = |stopping: Stopping| {
+        let mut request = ask(QUESTION);
+        request.stopping = Some(stopping);
+        request
+    };
+    let stop = with(Stopping { stop: vec![" France".into()], ..Default::default() });
+    let events = collect(client.generate(stop).await.unwrap()).await.unwrap();
+    assert_eq!(text(&events), "The capital of");
+    assert_eq!(finished(&events).reason(), FinishReason::Stop);
+
+    let short = with(Stopping { max_tokens: 3, ..Default::default() });
+    let events = collect(client.generate(short).await.unwrap()).await.unwrap();
+    assert_eq!(finished(&events).reason(), FinishReason::Length);
+    assert_eq!(finished(&events).usage.unwrap().completion_tokens, 3);
+
+    let mut seeded = ask("Tell me something");
+    seeded.sampling =
+        Some(Sampling { temperature: Some(2.0), seed: Some(7), ..Default::default() });
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let events = collect(client.generate(seeded.clone()).await.unwrap()).await.unwrap();
+        answers.push(text(&events));
+    }
+    assert_eq!(answers[0], answers[1], "a seed repeats the answer");
+
+    // Two clients at once, one of which never reads.
+    let dbus = daemon.dbus().await;
+    let deaf = client.generate(ask(QUESTION)).await.unwrap();
+    let events = collect(dbus.generate(ask(QUESTION)).await.unwrap()).await.unwrap();
+    assert_eq!(text(&events), ANSWER);
+    until(&client, |status| status.running_requests == 0).await;
+    assert_eq!(text(&collect(deaf).await.unwrap()), ANSWER);
+
+    // At temperature 2 the little model rambles on; without the reader it stops.
+    let mut long = seeded;
+    long.stopping = Some(Stopping { max_tokens: 2000, ..Default::default() });
+    for client in [&client, &dbus] {
+        let mut events = client.generate(long.clone()).await.unwrap();
+        while !matches!(events.next().await.unwrap().unwrap().event, Some(Event::Text(_))) {}
+        drop(events);
+        until(client, |status| status.running_requests == 0).await;
+    }
+
+    let mut too_long = ask("France ".repeat(3000));
+    too_long.stopping = Some(Stopping { max_tokens: 2000, ..Default::default() });
+    let refused = match client.generate(too_long).await {
+        Ok(events) => collect(events).await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert_eq!(refused.reason(), Some(ErrorReason::ContextTooLong), "{refused}");
+
+    let events = client.generate(ask(QUESTION)).await.unwrap();
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(text(&collect(events).await.unwrap()), ANSWER, "SIGTERM lets it end");
+    assert!(daemon.wait().success());
+}
+
+/// What the status says when the demo model was damaged or the settings do not fit.
+async fn problem(builder: Builder) -> String {
+    let daemon = builder.start();
+    let client = daemon.grpc().await;
+    assert_eq!(until_settled(&client).await, State::NoModel);
+    let status = client.status().await.unwrap();
+    let refused = client.generate(ask(QUESTION)).await.err().unwrap();
+    assert_eq!(refused.reason(), Some(ErrorReason::ModelNotLoaded), "{refused}");
+    assert_eq!(client.models().await.unwrap().len(), 1, "the rest of the API works");
+    status.problem
+}
+
+#[tokio::test]
+async fn a_model_that_cannot_be_loaded_is_told_and_the_daemon_stays() {
+    let (folder, demo) = models();
+    let told = problem(builder(folder.path()).set("model.size", "'E9B'")).await;
+    assert!(told.contains("E9B") && told.contains("it has"), "{told}");
+
+    let told = problem(builder(folder.path()).set("model.memory_mib", "64")).await;
+    assert!(told.contains("MiB") && told.contains("smaller size"), "{told}");
+
+    for missing in ["tokenizer.json", "config.json"] {
+        let link = demo.join(missing);
+        let target = std::fs::read_link(&link).unwrap();
+        std::fs::remove_file(&link).unwrap();
+        let told = problem(builder(folder.path())).await;
+        assert!(told.contains(missing), "{told}");
+        symlink(target, link).unwrap();
+    }
+
+    let weights = demo.join("model.safetensors");
+    let whole = std::fs::read(&weights).unwrap();
+    std::fs::remove_file(&weights).unwrap();
+    std::fs::write(&weights, &whole[..whole.len() / 2]).unwrap();
+    let told = problem(builder(folder.path())).await;
+    assert!(told.contains("model.safetensors"), "{told}");
+
+    std::fs::write(&weights, b"\xff\xff\xff\xff\xff\xff\xff\x7f{}").unwrap();
+    let told = problem(builder(folder.path())).await;
+    assert!(told.contains("model.safetensors"), "{told}");
+
+    // Mended, it loads without a restart.
+    std::fs::write(&weights, b"nothing").unwrap();
+    let daemon = builder(folder.path()).start();
+    let client = daemon.grpc().await;
+    assert_eq!(until_settled(&client).await, State::NoModel);
+    std::fs::write(&weights, &whole).unwrap();
+    switch(&client, "").await;
+    let events = collect(client.generate(ask(QUESTION)).await.unwrap()).await.unwrap();
+    assert_eq!(text(&events), ANSWER);
+}
