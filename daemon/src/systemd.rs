@@ -1,6 +1,6 @@
 //! What systemd is told, and where the log goes.
 //!
-//! Without systemd (no NOTIFY_SOCKET, no JOURNAL_STREAM) nothing is told and the log goes to stderr.
+//! Without systemd (no `NOTIFY_SOCKET`, no `JOURNAL_STREAM`) nothing is told and the log goes to stderr.
 
 use std::io::IsTerminal;
 use std::sync::mpsc::{SyncSender, sync_channel};

@@ -117,7 +117,8 @@ impl Daemon {
         let began = Instant::now();
         while !lines.iter().any(|line: &String| line.starts_with(wanted)) {
             if let Ok(size) = self.notified.recv(&mut buffer) {
-                let text = String::from_utf8_lossy(&buffer[..size]).into_owned();
+                let text =
+                    String::from_utf8_lossy(buffer.get(..size).unwrap_or_default()).into_owned();
                 lines.extend(text.lines().map(str::to_owned));
             } else {
                 let waits = self.runs() && began.elapsed() < PATIENCE;

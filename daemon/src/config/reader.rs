@@ -33,7 +33,7 @@ impl Reader {
     pub(super) fn path(&mut self, key: &'static str) -> PathBuf {
         let path = PathBuf::from(self.string(key));
         if !path.is_absolute() {
-            self.wrong(key, format!("{path:?} is not an absolute path"));
+            self.wrong(key, format!("\"{}\" is not an absolute path", path.display()));
         }
         path
     }

@@ -221,13 +221,16 @@ impl Service {
         self.queue.set_gate(Gate::Closed(Error::ShuttingDown));
         let drain = self.settings().drain;
         if tokio::time::timeout(drain, self.queue.idle()).await.is_err() {
-            let active = lock(&self.active);
-            tracing::warn!(requests = active.len(), "the drain time is over: requests are ended");
-            active.values().for_each(Stopper::shut_down);
-            drop(active);
+            self.shut_down_active();
             // One step of the engine, so that the streams see their end.
             let _ = tokio::time::timeout(Duration::from_secs(2), self.queue.idle()).await;
         }
+    }
+
+    fn shut_down_active(&self) {
+        let active = lock(&self.active);
+        tracing::warn!(requests = active.len(), "the drain time is over: requests are ended");
+        active.values().for_each(Stopper::shut_down);
     }
 
     fn loaded(&self) -> Option<Loaded> {

@@ -85,7 +85,7 @@ pub(super) fn options(options: Options) -> Result<Decoded, Error> {
     Ok(decoded)
 }
 
-/// What the options of LoadModel say: the size, and the handle token.
+/// What the options of `LoadModel` say: the size, and the handle token.
 pub(super) fn load_options(options: Options) -> Result<(String, Option<String>), Error> {
     let (mut size, mut handle_token) = (String::new(), None);
     for (key, value) in options {

@@ -28,6 +28,8 @@ pub(super) struct Manager {
 /// The path goes out first, then the request's first signal.
 type NewRequest = ResponseDispatchNotifier<OwnedObjectPath>;
 
+// The interface macro wants receivers, and headers by value.
+#[allow(clippy::unused_self)]
 #[interface(name = "org.nestd.Manager1", introspection_docs = false)]
 impl Manager {
     #[zbus(property(emits_changed_signal = "const"))]

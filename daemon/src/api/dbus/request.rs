@@ -41,6 +41,8 @@ impl Outcome {
     }
 }
 
+// The interface macro wants headers by value.
+#[allow(clippy::needless_pass_by_value)]
 #[interface(name = "org.nestd.Request1", introspection_docs = false)]
 impl Request {
     #[zbus(property(emits_changed_signal = "const"))]

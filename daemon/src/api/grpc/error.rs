@@ -10,8 +10,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::types::{Detail, Error};
 
-/// The status for an error. ErrorInfo carries the reason and the numbers, RetryInfo the time to try
-/// again, BadRequest the field, QuotaFailure the limit.
+/// The status for an error. `ErrorInfo` carries the reason and the numbers, `RetryInfo` the time to try
+/// again, `BadRequest` the field, `QuotaFailure` the limit.
 pub(super) fn status(error: &Error) -> Status {
     let (code, reason) = code_and_reason(error);
     let metadata: HashMap<String, String> = error

@@ -35,6 +35,8 @@ fn client<T>(request: &Request<T>) -> Client {
     }
 }
 
+// By value: it stands in map_err.
+#[allow(clippy::needless_pass_by_value)]
 fn refuse(error: Error) -> Status {
     status(&error)
 }
