@@ -9,8 +9,12 @@ use nestd_client::{Client, ask, message};
 use nestd_proto::v1::generate_event::Event;
 use nestd_tests::{Builder, Daemon, collect, finished, text, until};
 
+fn words(count: u32) -> String {
+    (0..count).fold(String::new(), |text, number| text + &format!("word{number} "))
+}
+
 fn long() -> String {
-    (0..30).map(|number| format!("word{number} ")).collect()
+    words(30)
 }
 
 #[tokio::test]
@@ -25,8 +29,7 @@ async fn both_transports_tell_the_same() {
         assert_eq!(client.count_tokens(request.messages.clone()).await.unwrap(), 35, "{name}");
 
         let events = collect(client.generate(request).await.unwrap()).await.unwrap();
-        let words: String = (0..20).map(|number| format!("word{number} ")).collect();
-        assert_eq!(text(&events), words, "{name}");
+        assert_eq!(text(&events), words(20), "{name}");
         let end = finished(&events);
         assert_eq!(end.reason(), FinishReason::Length, "{name}");
         let usage = v1::Usage { prompt_tokens: 35, cached_tokens: 0, completion_tokens: 20 };
@@ -212,25 +215,15 @@ async fn requests_belong_to_their_callers() {
     let (_bus, _reader, path) = ask_to_fd(&daemon, &long()).await;
     let address = daemon.bus_address();
     let other = zbus::connection::Builder::address(address.as_str()).build().await.unwrap();
-    let call = |interface: &'static str, member: &'static str| {
-        let (other, path) = (other.clone(), path.clone());
-        async move {
-            let name = Some(nestd_proto::dbus::NAME);
-            match member {
-                "Cancel" => {
-                    other.call_method(name, path.as_str(), Some(interface), member, &()).await
-                }
-                _ => {
-                    let body = ("org.nestd.Request1", "Outcome");
-                    other.call_method(name, path.as_str(), Some(interface), member, &body).await
-                }
-            }
-        }
-    };
-    for (interface, member) in
-        [("org.nestd.Request1", "Cancel"), ("org.freedesktop.DBus.Properties", "Get")]
-    {
-        match call(interface, member).await {
+    let name = Some(nestd_proto::dbus::NAME);
+    let request = Some("org.nestd.Request1");
+    let properties = Some("org.freedesktop.DBus.Properties");
+    let outcome = ("org.nestd.Request1", "Outcome");
+    for (member, reply) in [
+        ("Cancel", other.call_method(name, path.as_str(), request, "Cancel", &()).await),
+        ("Outcome", other.call_method(name, path.as_str(), properties, "Get", &outcome).await),
+    ] {
+        match reply {
             Err(zbus::Error::MethodError(name, ..)) => {
                 assert_eq!(name.as_str(), "org.nestd.Error.NotAllowed", "{member}");
             }

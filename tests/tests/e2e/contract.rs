@@ -2,7 +2,7 @@
 //!
 //! D-Bus: the introspection data of the live objects must have the members of proto/dbus/*.xml.
 //! gRPC: what reflection tells must be proto/contract/nestd.v1.txt, line by line. After a change by
-//! addition, write that file anew with UPDATE_CONTRACT=1 and look at the difference.
+//! addition, write that file anew with `UPDATE_CONTRACT=1` and look at the difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 
