@@ -33,7 +33,7 @@ struct Arguments {
     print_defaults: bool,
 }
 
-/// EX_CONFIG of sysexits.h, which systemd shows as CONFIG.
+/// `EX_CONFIG` of sysexits.h, which systemd shows as CONFIG.
 const CONFIG_WRONG: u8 = 78;
 
 fn main() -> ExitCode {

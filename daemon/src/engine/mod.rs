@@ -5,12 +5,12 @@
 //! owns the engine and calls it. [`catalog`] says which models there are, from their files' headers.
 
 pub mod catalog;
-#[cfg_attr(not(feature = "mistralrs"), expect(dead_code, reason = "the list of models needs less"))]
+#[cfg_attr(not(feature = "mistralrs"), allow(dead_code, reason = "the list of models needs less"))]
 mod checkpoint;
 #[cfg(feature = "mistralrs")]
 mod mistralrs;
 mod sim;
-#[cfg_attr(not(feature = "mistralrs"), expect(dead_code, reason = "written for mistral.rs only"))]
+#[cfg_attr(not(feature = "mistralrs"), allow(dead_code, reason = "written for mistral.rs only"))]
 mod sizes;
 mod thread;
 #[cfg(feature = "mistralrs")]
