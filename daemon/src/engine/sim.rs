@@ -71,6 +71,7 @@ impl Sim {
                 } else {
                     context.min(CONTEXT_TOKENS)
                 },
+                parallel_requests: plan.settings.parallel_requests,
             },
             decode: Duration::from_secs_f64(cost / 2.0 / tokens_per_s),
             prefill: Duration::from_secs_f64(cost / 2.0 / prefill_tokens_per_s),

@@ -204,6 +204,7 @@ impl Service {
         };
         self.held_mib.store(need_mib, Ordering::Relaxed);
         self.status.send_modify(|status| status.loaded = Some(loaded));
+        self.apply_limits();
         Ok(())
     }
 

@@ -103,10 +103,24 @@ impl Service {
 
     /// Applies new settings; what concerns loading takes effect with the next load.
     pub fn configure(&self, settings: Settings) {
-        self.queue.set_limits(settings.limits.parallel_requests, settings.limits.queued_requests);
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+        self.apply_limits();
         // The limits are part of the report.
         self.status.send_modify(|_| {});
+    }
+
+    /// What may run at once is configured, and no more than the engine can.
+    fn limits(&self) -> Limits {
+        let mut limits = self.settings().limits;
+        if let Some(loaded) = &self.status.borrow().loaded {
+            limits.parallel_requests = limits.parallel_requests.min(loaded.parallel_requests);
+        }
+        limits
+    }
+
+    fn apply_limits(&self) {
+        let limits = self.limits();
+        self.queue.set_limits(limits.parallel_requests, limits.queued_requests);
     }
 
     fn settings(&self) -> Arc<Settings> {
@@ -118,7 +132,7 @@ impl Service {
     pub fn report(&self) -> Report {
         let (running, queued) = self.queue.counts();
         let status = self.status.borrow().clone();
-        Report { status, limits: self.settings().limits, running, queued }
+        Report { status, limits: self.limits(), running, queued }
     }
 
     /// Wakes whenever the state or the limits change.

@@ -55,6 +55,8 @@ pub struct Loaded {
     pub sizes: Vec<String>,
     /// Prompt and answer together.
     pub context_tokens: u32,
+    /// Requests that the engine answers at once; the configured number, or less.
+    pub parallel_requests: u32,
 }
 
 /// What the daemon can do right now.

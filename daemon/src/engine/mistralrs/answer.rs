@@ -8,6 +8,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use ::mistralrs::{
     Constraint, Device, NormalRequest, Request, RequestMessage, Response, Result as TensorResult,
@@ -24,6 +25,8 @@ use crate::types::{Error, FinishReason, GenerateRequest, Sampling, Usage};
 
 /// Pieces of text that the library may be ahead of its reader.
 const PIECES: usize = 64;
+/// How long a request that ended early may keep the next one waiting: the library reads a prompt whole.
+const LET_GO: Duration = Duration::from_secs(60);
 /// What is known when the library's thread has ended.
 const BROKEN: &str = "it broke down, the log says why; if it happens again, load the model again";
 
@@ -34,9 +37,9 @@ impl Shared {
         prompt: Vec<u32>,
         max_tokens: u32,
         sampling: &Sampling,
+        made: Made,
     ) -> Result<Answer, String> {
         let (response, responses) = mpsc::channel(PIECES);
-        let made = Arc::new(AtomicU32::new(0));
         let drawn = self.draw(sampling);
         let (counted, prompt_tokens) = (Arc::clone(&made), prompt.len());
         let choose = move |logits: &Tensor, context: &[u32]| {
@@ -97,8 +100,11 @@ impl Shared {
 pub(super) struct Answer {
     responses: mpsc::Receiver<Response>,
     library: mpsc::Sender<Request>,
-    made: Arc<AtomicU32>,
+    made: Made,
 }
+
+/// Tokens made so far. The library's sequence holds a clone, so it also tells when that is gone.
+type Made = Arc<AtomicU32>;
 
 impl Answer {
     /// Tokens so far, those included that are not text or not yet.
@@ -149,26 +155,44 @@ impl Piece {
 /// One request, from its conversation to its last event. The place goes when this ends.
 pub(super) async fn run(shared: Arc<Shared>, job: Job) {
     let Job { request, sink, place } = job;
+    let made = Made::default();
     let result = {
         let cancelled = sink.cancelled();
         tokio::select! {
-            result = answer(&shared, &request, &sink) => result,
-            // Dropping the sink tells the reader why, dropping the answer tells the library.
-            () = cancelled.cancelled() => return,
+            result = answer(&shared, &request, &sink, &made) => Some(result),
+            // Dropping the answer tells the library.
+            () = cancelled.cancelled() => None,
         }
     };
-    drop(place);
     match result {
-        Ok(reason) => sink.finish(reason),
-        Err(error) => sink.fail(error),
+        // Dropping the sink tells the reader why.
+        None => drop(sink),
+        Some(Ok((reason, true))) => {
+            drop(place);
+            return sink.finish(reason);
+        }
+        Some(Ok((reason, false))) => sink.finish(reason),
+        Some(Err(error)) => sink.fail(error),
     }
+    // The library notices at its next token, or at the end of a prefill; the next request waits.
+    let gone = async {
+        while Arc::strong_count(&made) > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    if tokio::time::timeout(LET_GO, gone).await.is_err() {
+        tracing::warn!("mistral.rs keeps a request that was ended");
+    }
+    drop(place);
 }
 
+/// Reads an answer to its end, or to a stop string; true if the library ended it.
 async fn answer(
     shared: &Arc<Shared>,
     request: &GenerateRequest,
     sink: &Sink,
-) -> Result<FinishReason, Error> {
+    made: &Made,
+) -> Result<(FinishReason, bool), Error> {
     let max_tokens = request.stopping.max_tokens;
     let prompt = {
         let (shared, messages) = (Arc::clone(shared), request.messages.clone());
@@ -185,7 +209,8 @@ async fn answer(
     sink.size(&shared.size);
     sink.prefill(0, prompt_tokens, 0);
     let internal = |why: String| Error::Internal(format!("mistral.rs: {why}"));
-    let mut answer = shared.ask(prompt, max_tokens, &request.sampling).await.map_err(internal)?;
+    let asked = shared.ask(prompt, max_tokens, &request.sampling, Arc::clone(made)).await;
+    let mut answer = asked.map_err(internal)?;
     let mut stops = Stops::new(request.stopping.stop.clone());
     let mut told = 0;
     let end = loop {
@@ -212,11 +237,11 @@ async fn answer(
         let passed = stops.push(&text);
         sink.text(&passed.text, new);
         if passed.stopped {
-            break FinishReason::Stop;
+            break (FinishReason::Stop, false);
         }
         if let Some(reason) = last {
             sink.text(&stops.finish(), 0);
-            break reason;
+            break (reason, true);
         }
     };
     sink.usage(Usage { prompt_tokens, cached_tokens: 0, completion_tokens: told });
