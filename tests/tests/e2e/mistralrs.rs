@@ -158,6 +158,40 @@ async fn requests_are_shaped_stopped_and_cancelled() {
     assert!(daemon.wait().success());
 }
 
+#[tokio::test]
+async fn answers_are_right_whoever_else_asks() {
+    // The library mixes sequences up when it has several; the daemon must not let it.
+    let (_folder, daemon, client) = demo().await;
+    assert_eq!(client.status().await.unwrap().limits.unwrap().parallel_requests, 1);
+    let dbus = daemon.dbus().await;
+    let file = std::fs::read_to_string(project().join("models/demo/eval.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = file
+        .lines()
+        .step_by(9)
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|line: &serde_json::Value| line["messages"].as_array().unwrap().len() == 1)
+        .take(24)
+        .collect();
+    assert!(lines.len() >= 12, "{} questions", lines.len());
+    let asked = lines.iter().enumerate().map(|(index, line)| {
+        let client = if index % 2 == 0 { client.clone() } else { dbus.clone() };
+        async move {
+            let question = line["messages"][0]["content"].as_str().unwrap();
+            if index % 3 == 0 {
+                // And one that goes away in the middle.
+                let mut gone = client.generate(ask(question)).await.unwrap();
+                while !matches!(gone.next().await.unwrap().unwrap().event, Some(Event::Text(_))) {}
+            }
+            let events = collect(client.generate(ask(question)).await.unwrap()).await.unwrap();
+            text(&events) == line["answer"].as_str().unwrap()
+        }
+    });
+    // Four at a time, as the queue of the default settings takes many more.
+    let right: Vec<bool> = futures::stream::iter(asked).buffer_unordered(4).collect().await;
+    let wrong = right.iter().filter(|right| !**right).count();
+    assert!(wrong == 0, "{wrong} of {} are wrong", right.len());
+}
+
 /// What the status says when the demo model was damaged or the settings do not fit.
 async fn problem(builder: Builder) -> String {
     let daemon = builder.start();
