@@ -1,5 +1,6 @@
 //! `nestd`: reads the command line and the configuration, and runs the daemon.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -22,9 +23,9 @@ Try it without a model: NESTD_SIM__ENABLED=true NESTD_MODEL__NAME=sim \\
   NESTD_GRPC__SOCKET=$XDG_RUNTIME_DIR/nestd.sock NESTD_DBUS__BUS=session nestd"
 )]
 struct Arguments {
-    /// The administrator's settings.
-    #[arg(long, value_name = "FILE", default_value = "/etc/nestd/nestd.toml")]
-    config: PathBuf,
+    /// The administrator's settings [default: /etc/nestd/nestd.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Check the settings, tell every problem, and exit.
     #[arg(long)]
     check_config: bool,
@@ -39,12 +40,14 @@ const CONFIG_WRONG: u8 = 78;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.print_defaults {
-        print!("{}", nestd::config::DEFAULTS);
+        // A reader that has seen enough is no error.
+        let _ = std::io::stdout().write_all(nestd::config::DEFAULTS.as_bytes());
         return ExitCode::SUCCESS;
     }
     let layers = Layers {
         vendor: "/usr/lib/nestd/nestd.toml".into(),
-        admin: arguments.config,
+        admin_must_exist: arguments.config.is_some(),
+        admin: arguments.config.unwrap_or_else(|| "/etc/nestd/nestd.toml".into()),
         environment: std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect(),

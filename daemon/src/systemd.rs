@@ -5,6 +5,7 @@
 use std::io::IsTerminal;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
+use nix::sys::stat::fstat;
 use sd_notify::NotifyState;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::layer::SubscriberExt;
@@ -70,6 +71,16 @@ fn quiet(filter: &str) -> Result<EnvFilter, ParseError> {
     EnvFilter::try_new(format!("mistralrs_core=warn,mistralrs_quant=warn,{filter}"))
 }
 
+/// Whether stderr is the stream that systemd connected to the journal: `JOURNAL_STREAM` is its device and
+/// inode (systemd.exec(5)), and may have been inherited by a process whose stderr is something else.
+fn stderr_is_journal() -> bool {
+    let (Ok(stream), Ok(stderr)) = (std::env::var("JOURNAL_STREAM"), fstat(std::io::stderr()))
+    else {
+        return false;
+    };
+    stream == format!("{}:{}", stderr.st_dev, stderr.st_ino)
+}
+
 /// Changes the log filter of a running daemon.
 pub struct Log(Handle<EnvFilter, Registry>);
 
@@ -78,8 +89,9 @@ impl Log {
     pub fn start(filter: &str) -> std::io::Result<Self> {
         let filter = quiet(filter).map_err(std::io::Error::other)?;
         let (filter, handle) = reload::Layer::new(filter);
-        let output = if std::env::var_os("JOURNAL_STREAM").is_some() {
-            tracing_journald::layer()?.boxed()
+        let journal = if stderr_is_journal() { tracing_journald::layer().ok() } else { None };
+        let output = if let Some(journal) = journal {
+            journal.boxed()
         } else {
             let colours = std::io::stderr().is_terminal();
             fmt::layer().with_writer(std::io::stderr).with_ansi(colours).with_target(false).boxed()

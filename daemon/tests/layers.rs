@@ -80,3 +80,27 @@ fn one_place_names_mistralrs() {
         assert!(!names || inside, "{} names mistralrs", file.display());
     }
 }
+
+/// Yocto whinlatter has Rust 1.90. The resolver prefers such versions; this sees that it found them.
+#[test]
+fn no_dependency_wants_a_newer_rust() {
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    assert!(packages.len() > 100, "{} packages", packages.len());
+    let newer: Vec<_> = packages
+        .iter()
+        .filter(|package| {
+            let mut parts = package["rust_version"].as_str().unwrap_or("1").split('.');
+            let mut part = || parts.next().and_then(|part| part.parse().ok()).unwrap_or(0_u32);
+            (part(), part()) > (1, 90)
+        })
+        .map(|package| package["id"].to_string())
+        .collect();
+    assert!(newer.is_empty(), "{newer:?}");
+}

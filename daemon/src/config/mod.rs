@@ -91,6 +91,8 @@ pub struct Layers {
     pub vendor: PathBuf,
     /// The administrator's file, likewise.
     pub admin: PathBuf,
+    /// Somebody named the administrator's file, so it is a problem if it is not there.
+    pub admin_must_exist: bool,
     /// The environment, as [`std::env::vars`] gives it.
     pub environment: Map<String, String>,
 }
@@ -217,7 +219,11 @@ impl Layers {
                 }
             }
         }
-        let main = [&self.vendor, &self.admin].into_iter().filter(|file| file.exists()).cloned();
+        let wanted = |file: &&PathBuf| {
+            // What exists and cannot be read is a problem when it is read.
+            file.symlink_metadata().is_ok() || (self.admin_must_exist && **file == self.admin)
+        };
+        let main = [&self.vendor, &self.admin].into_iter().filter(wanted).cloned();
         main.chain(drop_ins.into_values()).collect()
     }
 }
@@ -270,6 +276,7 @@ mod tests {
         Layers {
             vendor: dir.join("vendor.toml"),
             admin: dir.join("admin.toml"),
+            admin_must_exist: false,
             environment: Map::new(),
         }
     }
@@ -305,6 +312,15 @@ mod tests {
         assert_eq!(config.limits.queued_requests, 1);
         assert_eq!(config.drain_ms, 2);
         assert_eq!((config.model.name.as_str(), config.model.size.as_str()), ("from-20", ""));
+    }
+
+    #[test]
+    fn a_file_that_was_named_must_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let named = Layers { admin_must_exist: true, ..layers(dir.path()) };
+        let problems = Config::load(&named).unwrap_err();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].origin.ends_with("admin.toml"), "{problems:?}");
     }
 
     #[test]

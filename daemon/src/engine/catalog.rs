@@ -29,42 +29,55 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Every model, by name. A missing folder holds none.
+    /// Every model, by name, with what its headers say.
     pub fn list(&self) -> Result<Vec<Entry>, Error> {
-        let mut entries: Vec<Entry> = Vec::new();
+        Ok(self.folders()?.into_iter().map(|(model, path)| self.inspect(model, path)).collect())
+    }
+
+    /// The names alone: no file of a model is read.
+    pub fn names(&self) -> Result<Vec<String>, Error> {
+        Ok(self.folders()?.into_iter().map(|(model, _)| model).collect())
+    }
+
+    /// The model of this name. The name is compared with those that are there, so it cannot lead out
+    /// of the folder.
+    pub fn find(&self, model: &str) -> Result<Entry, Error> {
+        let found = self.folders()?.into_iter().find(|(name, _)| name == model);
+        let (model, path) = found.ok_or_else(|| Error::ModelNotFound { model: model.into() })?;
+        Ok(self.inspect(model, path))
+    }
+
+    /// Names and folders, sorted; the simulator has none. A missing `model.dir` holds no model.
+    fn folders(&self) -> Result<Vec<(String, PathBuf)>, Error> {
+        let mut found = Vec::new();
         if self.sim {
-            entries.push(Entry {
-                model: sim::MODEL.into(),
-                path: PathBuf::new(),
-                info: Ok(sim::info()),
-            });
+            found.push((sim::MODEL.to_owned(), PathBuf::new()));
         }
         let unreadable = |error: std::io::Error| {
             Error::Internal(format!("model.dir {}: {error}", self.dir.display()))
         };
         let folder = match std::fs::read_dir(&self.dir) {
             Ok(folder) => folder,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(entries),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
             Err(error) => return Err(unreadable(error)),
         };
         for item in folder {
             let path = item.map_err(unreadable)?.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
             if path.is_dir() && !name.starts_with('.') && !(self.sim && name == sim::MODEL) {
-                let info = checkpoint::inspect(name, &path, self.isq);
-                entries.push(Entry { model: name.to_owned(), path, info });
+                found.push((name.to_owned(), path));
             }
         }
-        entries.sort_by(|a, b| a.model.cmp(&b.model));
-        Ok(entries)
+        found.sort();
+        Ok(found)
     }
 
-    /// The model of this name. The name is compared with what [`Catalog::list`] finds, so it cannot
-    /// lead out of the folder.
-    pub fn find(&self, model: &str) -> Result<Entry, Error> {
-        self.list()?
-            .into_iter()
-            .find(|entry| entry.model == model)
-            .ok_or_else(|| Error::ModelNotFound { model: model.into() })
+    fn inspect(&self, model: String, path: PathBuf) -> Entry {
+        let info = if path.as_os_str().is_empty() {
+            Ok(sim::info())
+        } else {
+            checkpoint::inspect(&model, &path, self.isq)
+        };
+        Entry { model, path, info }
     }
 }

@@ -70,19 +70,23 @@ impl Handle {
         answer.await.map_err(|_| gone())?
     }
 
-    /// Gives the model's memory back.
+    /// Gives the model's memory back. Takes as long as it takes: a timeout would leave the caller with
+    /// a model that is about to go.
     pub async fn unload(&self) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Unload { reply })?;
-        within(ANSWER, answer).await
+        answer.await.map_err(|_| gone())?
     }
 
     /// Hands a job over. Its sink is told what becomes of it, a refusal included.
     pub fn generate(&self, job: Job) {
         if let Err(error) = self.commands.try_send(Command::Generate(Box::new(job))) {
-            let (TrySendError::Full(command) | TrySendError::Disconnected(command)) = error;
+            let (command, error) = match error {
+                TrySendError::Full(command) => (command, busy()),
+                TrySendError::Disconnected(command) => (command, gone()),
+            };
             if let Command::Generate(job) = command {
-                job.sink.fail(busy());
+                job.sink.fail(error);
             }
         }
     }

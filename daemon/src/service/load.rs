@@ -8,7 +8,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::queue::Gate;
 use super::{Service, Settings, loading, memory};
-use crate::engine::catalog::Entry;
+use crate::engine::catalog::{Catalog, Entry};
 use crate::engine::{Keep, Plan};
 use crate::stream::{self, Events, Sink};
 use crate::types::{Client, Error, FinishReason, ModelInfo, State, Status};
@@ -31,7 +31,7 @@ impl Service {
     /// Every model, by name.
     pub async fn models(&self) -> Result<Vec<Listed>, Error> {
         let loaded = self.loaded().map(|loaded| loaded.model);
-        let entries = self.entries().await?;
+        let entries = self.blocking(Catalog::list).await?;
         let listed = entries.into_iter().map(|entry| Listed {
             loaded: loaded.as_ref() == Some(&entry.model),
             model: entry.model,
@@ -40,11 +40,15 @@ impl Service {
         Ok(listed.collect())
     }
 
-    async fn entries(&self) -> Result<Vec<Entry>, Error> {
+    /// Looks at files without holding up the tasks.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Catalog) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let catalog = self.settings().catalog.clone();
-        tokio::task::spawn_blocking(move || catalog.list())
+        tokio::task::spawn_blocking(move || look(&catalog))
             .await
-            .map_err(|error| Error::Internal(format!("listing the models: {error}")))?
+            .map_err(|error| Error::Internal(format!("looking at the models: {error}")))?
     }
 
     /// Loads the configured model. Without one the daemon goes on, and the status says why.
@@ -90,24 +94,31 @@ impl Service {
         Ok(events)
     }
 
-    /// Gives the model's memory back, after running requests have ended.
-    pub async fn unload(&self, client: &Client) -> Result<(), Error> {
+    /// Gives the model's memory back, after running requests have ended. A caller that goes away
+    /// does not stop it half-way.
+    pub async fn unload(self: &Arc<Self>, client: &Client) -> Result<(), Error> {
         client.check_control("unloading the model")?;
-        let _guard = self.change()?;
+        let guard = self.change()?;
         let Some(loaded) = self.loaded() else { return Ok(()) };
         self.pause("");
-        if let Err(error) = self.wait_idle(&self.settings()).await {
-            self.settle(None);
-            return Err(error);
-        }
-        let unloaded = self.engine.unload().await;
-        if unloaded.is_ok() {
+        let service = Arc::clone(self);
+        let unload = tokio::spawn(async move {
+            let _guard = guard;
+            let unloaded = match service.wait_idle(&service.settings()).await {
+                Ok(()) => service.engine.unload().await,
+                busy => busy,
+            };
+            if unloaded.is_err() {
+                service.settle(None);
+                return unloaded;
+            }
             tracing::info!(model = loaded.model, "unloaded");
-            self.status.send_modify(|status| status.loaded = None);
-        }
-        let problem = "it was unloaded on request; load one with `nestctl load`".into();
-        self.settle(Some(&Error::ModelNotLoaded { problem }));
-        unloaded
+            service.status.send_modify(|status| status.loaded = None);
+            let problem = "it was unloaded on request; load one with `nestctl load`".into();
+            service.settle(Some(&Error::ModelNotLoaded { problem }));
+            Ok(())
+        });
+        unload.await.map_err(|error| Error::Internal(format!("unloading: {error}")))?
     }
 
     fn change(&self) -> Result<OwnedMutexGuard<()>, Error> {
@@ -123,27 +134,22 @@ impl Service {
     async fn choose(&self, model: &str, settings: &Settings) -> Result<Entry, Error> {
         let loaded = self.loaded().map(|loaded| loaded.model).unwrap_or_default();
         let names = [model, &loaded, &settings.model];
-        let mut entries = self.entries().await?;
-        if let Some(name) = names.into_iter().find(|name| !name.is_empty()) {
-            return entries
-                .into_iter()
-                .find(|entry| entry.model == name)
-                .ok_or_else(|| Error::ModelNotFound { model: name.into() });
-        }
-        let dir = settings.catalog.dir.display();
-        match (entries.pop(), entries.len()) {
-            (Some(only), 0) => Ok(only),
-            (Some(last), _) => {
-                let names = entries.iter().chain([&last]).map(|entry| entry.model.as_str());
-                let names = names.collect::<Vec<_>>().join(", ");
-                let problem = format!("set model.name to one of those in {dir}: {names}");
-                Err(Error::ModelNotLoaded { problem })
+        let name = names.into_iter().find(|name| !name.is_empty()).map(str::to_owned);
+        let dir = settings.catalog.dir.display().to_string();
+        self.blocking(move |catalog| {
+            if let Some(name) = name {
+                return catalog.find(&name);
             }
-            (None, _) => {
-                let problem = format!("put a model's folder into {dir}, then `nestctl load`");
-                Err(Error::ModelNotLoaded { problem })
-            }
-        }
+            let problem = match catalog.names()?.as_slice() {
+                [only] => return catalog.find(only),
+                [] => format!("put a model's folder into {dir}, then `nestctl load`"),
+                several => {
+                    format!("set model.name to one of those in {dir}: {}", several.join(", "))
+                }
+            };
+            Err(Error::ModelNotLoaded { problem })
+        })
+        .await
     }
 
     async fn run_load(
@@ -237,16 +243,16 @@ impl Service {
     }
 
     fn pause(&self, loading: &str) {
-        self.queue.set_gate(Gate::Paused);
         self.status.send_modify(|status| {
             loading.clone_into(&mut status.loading);
             status.loading_fraction = 0.0;
             status.problem.clear();
             set_state(status, State::Loading);
         });
+        self.set_gate();
     }
 
-    /// After a change: the gate and the state follow from whether there is a model.
+    /// After a change: the state follows from whether there is a model.
     fn settle(&self, problem: Option<&Error>) {
         self.status.send_modify(|status| {
             status.loading.clear();
@@ -259,6 +265,11 @@ impl Service {
             let state = if status.loaded.is_some() { State::Ready } else { State::NoModel };
             set_state(status, state);
         });
+        self.set_gate();
+    }
+
+    /// The gate follows from the state.
+    pub(super) fn set_gate(&self) {
         let status = self.status.borrow();
         self.queue.set_gate(match status.state {
             State::Ready => Gate::Open,

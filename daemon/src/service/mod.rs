@@ -232,7 +232,7 @@ impl Service {
     /// Refuses new requests, lets running ones end for the configured time, then ends them.
     pub async fn drain(&self) {
         self.status.send_modify(|status| status.state = State::Draining);
-        self.queue.set_gate(Gate::Closed(Error::ShuttingDown));
+        self.set_gate();
         let drain = self.settings().drain;
         if tokio::time::timeout(drain, self.queue.idle()).await.is_err() {
             self.shut_down_active();

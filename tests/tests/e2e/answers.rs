@@ -235,7 +235,6 @@ async fn requests_belong_to_their_callers() {
 #[tokio::test]
 async fn what_a_later_version_brings_is_refused_by_name() {
     let daemon = Builder::sim().start();
-    let client = daemon.grpc().await;
     let request = |change: fn(&mut GenerateRequest)| {
         let mut request = ask("hello");
         change(&mut request);
@@ -253,8 +252,46 @@ async fn what_a_later_version_brings_is_refused_by_name() {
         ("tools", request(|request| request.tools.push(v1::Tool::default()))),
         ("messages[0].parts[1].image", request(image)),
     ] {
-        let error = client.generate(request).await.err().expect(what);
-        assert_eq!(error.reason(), Some(v1::ErrorReason::Unsupported), "{what}: {error}");
-        assert!(error.to_string().starts_with(what), "{what}: {error}");
+        for (name, client) in daemon.both().await {
+            let error = client.generate(request.clone()).await.err().expect(what);
+            assert_eq!(
+                error.reason(),
+                Some(v1::ErrorReason::Unsupported),
+                "{name} {what}: {error}"
+            );
+            assert!(error.to_string().starts_with(what), "{name} {what}: {error}");
+        }
     }
+}
+
+#[tokio::test]
+async fn signals_of_a_request_go_to_its_caller_alone() {
+    let daemon = Builder::sim().start();
+    let address = daemon.bus_address();
+    let other = zbus::connection::Builder::address(address.as_str()).build().await.unwrap();
+    let rule = zbus::MatchRule::builder()
+        .msg_type(zbus::message::Type::Signal)
+        .sender(nestd_proto::dbus::NAME);
+    let rule = rule.build().unwrap();
+    let mut heard = zbus::MessageStream::for_match_rule(rule, &other, None).await.unwrap();
+    let client = daemon.dbus().await;
+    let events = collect(client.generate(ask("not for others")).await.unwrap()).await.unwrap();
+    assert_eq!(text(&events), "not for others");
+    // A broadcast that comes later shows that the other one listens; nothing was before it.
+    client.load("", "small").await.unwrap().for_each(|_| async {}).await;
+    let mut changed = std::collections::HashMap::new();
+    while !changed.contains_key("ActiveSize") {
+        let signal = heard.next().await.unwrap().unwrap();
+        let member = signal.header().member().map(ToString::to_string);
+        assert_eq!(member.as_deref(), Some("PropertiesChanged"));
+        let body = signal.body();
+        let (interface, properties, _): (
+            String,
+            std::collections::HashMap<String, zbus::OwnedVariant>,
+            Vec<String>,
+        ) = body.deserialize().unwrap();
+        assert_eq!(interface, "org.nestd.Manager1");
+        changed.extend(properties);
+    }
+    assert_eq!(<&str>::try_from(&*changed["ActiveSize"]).unwrap(), "small");
 }

@@ -205,6 +205,18 @@ async fn problem(builder: Builder) -> String {
 }
 
 #[tokio::test]
+async fn weights_are_quantized_while_they_are_loaded() {
+    let (folder, _) = models();
+    for isq in ["q4k", "q8_0"] {
+        let daemon = builder(folder.path()).set("model.isq", &format!("'{isq}'")).start();
+        let client = daemon.grpc().await;
+        assert_eq!(until_settled(&client).await, State::Ready, "{isq}");
+        let events = collect(client.generate(ask(QUESTION)).await.unwrap()).await.unwrap();
+        assert_eq!(text(&events), ANSWER, "{isq}");
+    }
+}
+
+#[tokio::test]
 async fn a_model_that_cannot_be_loaded_is_told_and_the_daemon_stays() {
     let (folder, demo) = models();
     let told = problem(builder(folder.path()).set("model.size", "'E9B'")).await;

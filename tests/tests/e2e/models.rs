@@ -107,6 +107,21 @@ async fn what_was_unloaded_is_loaded_again() {
 }
 
 #[tokio::test]
+async fn a_caller_that_leaves_an_unload_does_not_stop_it_half_way() {
+    let daemon = Builder::sim().start();
+    for (name, client) in daemon.both().await {
+        until(&client, |status| status.state() == State::Ready).await;
+        let answer = client.generate(ask("word ".repeat(30))).await.unwrap();
+        until(&client, |status| status.running_requests == 1).await;
+        let waited = tokio::time::timeout(Duration::from_millis(100), client.unload()).await;
+        assert!(waited.is_err(), "{name}: the answer takes longer");
+        assert_eq!(text(&collect(answer).await.unwrap()), "word ".repeat(30), "{name}");
+        until(&client, |status| status.state() == State::NoModel).await;
+        load(&client, "", "").await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn too_little_memory_is_told_before_loading() {
     let daemon = Builder::sim().set("model.name", "''").set("sim.enabled", "true").start();
     let client = daemon.grpc().await;

@@ -1,6 +1,6 @@
 //! `nestctl` as a person or a script uses it, over both transports.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
 
 use nestd_tests::{Builder, Daemon, program};
@@ -99,6 +99,53 @@ fn exit_codes_tell_what_went_wrong() {
     assert_eq!(output.status.code(), Some(3), "not reachable");
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(told.contains("/nonexistent"), "{told}");
+}
+
+#[test]
+fn chat_keeps_the_conversation() {
+    let daemon = Builder::sim().start();
+    for transport in TRANSPORTS {
+        let mut child = nestctl(&daemon, transport)
+            .args(["--json", "chat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(b"one two\nthree\n/reset\nfour\n/quit\n").unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let lines: Vec<Value> =
+            stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let prompts: Vec<_> = lines
+            .iter()
+            .filter_map(|line| line["finished"]["usage"]["prompt_tokens"].as_u64())
+            .collect();
+        // The second turn's prompt holds the first one and its answer; the third begins anew.
+        assert_eq!(prompts, [4, 11, 3], "{lines:?}");
+    }
+}
+
+#[test]
+fn watch_tells_each_change() {
+    let daemon = Builder::sim().start();
+    for (transport, size) in TRANSPORTS.into_iter().zip(["small", "large"]) {
+        let mut child = nestctl(&daemon, transport)
+            .args(["--json", "watch"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let first: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_ne!(first["active_size"], size);
+        assert!(run(nestctl(&daemon, transport).args(["size", size])).status.success());
+        let changed = lines.any(|line| {
+            let status: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            status["active_size"] == size
+        });
+        assert!(changed);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }
 
 #[test]

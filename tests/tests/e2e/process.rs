@@ -168,6 +168,41 @@ async fn a_socket_that_nobody_serves_is_replaced() {
 }
 
 #[tokio::test]
+async fn the_socket_has_the_group_that_is_set() {
+    let own = nix::unistd::getegid();
+    let group = nix::unistd::Group::from_gid(own).unwrap().unwrap().name;
+    // Another one can be given by root only.
+    let other = nix::unistd::Group::from_name("daemon").unwrap();
+    let root = nix::unistd::geteuid().is_root();
+    let (name, gid) = match other {
+        Some(other) if root => (other.name, other.gid),
+        _ => (group, own),
+    };
+    let daemon = Builder::sim()
+        .set("grpc.socket_group", &format!("'{name}'"))
+        .set("grpc.socket_mode", "'0600'")
+        .start();
+    let metadata = std::fs::metadata(daemon.socket()).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::gid(&metadata), gid.as_raw());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+
+    let mut refused = Builder::sim().set("grpc.socket_group", "'no-such-group'").launch();
+    assert_eq!(refused.wait().code(), Some(1));
+    assert!(refused.log().contains("no-such-group"), "{}", refused.log());
+}
+
+#[test]
+fn a_configuration_that_was_named_must_be_there() {
+    let output = Command::new(program("nestd"))
+        .args(["--check-config", "--config", "/nonexistent/nestd.toml"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("/nonexistent/nestd.toml"), "{told}");
+}
+
+#[tokio::test]
 async fn the_daemon_ends_with_its_bus() {
     let mut daemon = Builder::sim().start();
     daemon.bus().kill();
