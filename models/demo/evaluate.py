@@ -96,8 +96,9 @@ def generate(params, c, tok, messages, size, limit=60):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--checkpoint", type=Path, required=True)
-    p.add_argument("--tokenizer", type=Path, required=True)
+    p.add_argument("--folder", type=Path, default=Path(__file__).parent / "hf", help="the exported folder to measure")
+    p.add_argument("--checkpoint", type=Path, help="measure this checkpoint.pt of train.py instead")
+    p.add_argument("--tokenizer", type=Path, help="that of the folder by default")
     p.add_argument("--eval", type=Path, default=Path(__file__).parent / "eval.jsonl")
     p.add_argument("--sizes", help="names, separated by commas; all by default")
     p.add_argument("--json", type=Path, help="also write the results here")
@@ -106,8 +107,13 @@ def main():
     p.add_argument("--ask", nargs="*", default=[], help="answer these prompts with every size instead")
     a = p.parse_args()
 
-    c, params = load(a.checkpoint)
-    tok = Tokenizer.from_file(str(a.tokenizer))
+    if a.checkpoint:
+        c, params = load(a.checkpoint)
+    else:
+        from reference_model import load_folder  # here, because train.py imports this file without transformers
+
+        c, params = load_folder(a.folder)
+    tok = Tokenizer.from_file(str(a.tokenizer or a.folder / "tokenizer.json"))
     names = a.sizes.split(",") if a.sizes else list(ladder(c))
     if a.ask:
         for name in names:

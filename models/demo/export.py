@@ -1,6 +1,6 @@
 """Writes a checkpoint as a Hugging Face folder (published names) and as GGUF (llama.cpp's names).
 
-Both hold the same values, rounded to F16. Two additions keep other loaders happy and change no
+Both hold the same values, rounded to F16. Without a checkpoint, GGUF files are made from the folder. Two additions keep other loaders happy and change no
 result: k_proj, v_proj and k_norm of the layers that share keys and values are written (zeros and
 ones, nothing reads them), and the LAuReL rank is padded with zeros to 64, which llama.cpp assumes.
 """
@@ -8,6 +8,7 @@ ones, nothing reads them), and the LAuReL rank is padded with zeros to 64, which
 import argparse
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from evaluate import load
-from reference_model import named_weights
+from reference_model import load_folder, named_weights
 from sizes import write_csv
 from tokenizer import BOS, CHAT_TEMPLATE, END, EOS, PAD, SPECIAL, UNK
 from towers import AUDIO, VISION
@@ -176,6 +177,28 @@ def write_folder(out, params, c, tokenizer, accuracy):
     write_csv(c, out / "sizes.csv", accuracy)
 
 
+def widen_ple(params, c, ple):
+    """The same model with per-layer embeddings of a larger size, of which the new part is zero.
+
+    llama.cpp has the published size, 256, as a constant. The table is scaled by the root of the size,
+    and the projection is divided by its root mean square, so both get the root of the ratio.
+    """
+    wide = replace(c, ple=ple)
+    scale = (c.ple / ple) ** 0.5
+    out = dict(params)
+
+    def per_layer(w):
+        shape = (*w.shape[:-1], c.layers, ple - c.ple)
+        return torch.cat((w.view(*w.shape[:-1], c.layers, c.ple), torch.zeros(shape)), -1).flatten(-2)
+
+    out["ple_embed"] = per_layer(params["ple_embed"] * scale)
+    out["ple_model_proj"] = per_layer(params["ple_model_proj"].T).T.contiguous()
+    out["ple_norm"] = torch.cat((params["ple_norm"] * scale, torch.zeros(ple - c.ple)))
+    out["ple_gate"] = torch.cat((params["ple_gate"], torch.zeros(c.layers, ple - c.ple, c.hidden)), 1)
+    out["ple_proj"] = torch.cat((params["ple_proj"], torch.zeros(c.layers, c.hidden, ple - c.ple)), 2)
+    return out, wide
+
+
 def write_gguf(out, params, c, tokenizer, kind):
     """A GGUF file in `kind` (F32, F16 or Q8_0); what is no matrix with rows of 32 stays F32."""
     arch = gguf.MODEL_ARCH.GEMMA3N
@@ -257,17 +280,24 @@ def write_gguf(out, params, c, tokenizer, kind):
 def main():
     here = Path(__file__).parent
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--checkpoint", type=Path, required=True, help="checkpoint.pt of train.py")
-    p.add_argument("--tokenizer", type=Path, required=True)
-    p.add_argument("--out", type=Path, default=here / "hf", help="folder to write")
+    p.add_argument("--checkpoint", type=Path, help="checkpoint.pt of train.py; without it the folder is read, not written")
+    p.add_argument("--tokenizer", type=Path, help="that of the folder by default")
+    p.add_argument("--out", type=Path, default=here / "hf", help="the folder")
     p.add_argument("--measured", type=Path, help="results of evaluate.py --json, for the sizes table")
     p.add_argument("--gguf", type=Path, nargs="*", default=[], help="GGUF files; -F32, -F16 or -Q8_0 in the name says which")
+    p.add_argument("--ple", type=int, help="widen the per-layer embeddings in the GGUF files with zeros; llama.cpp wants 256")
     a = p.parse_args()
-    c, params = load(a.checkpoint)
+    a.tokenizer = a.tokenizer or a.out / "tokenizer.json"
     accuracy = None
     if a.measured:
         accuracy = {k: v["accuracy"] for k, v in json.loads(a.measured.read_text()).items()}
-    write_folder(a.out, params, c, a.tokenizer, accuracy)
+    if a.checkpoint:
+        c, params = load(a.checkpoint)
+        write_folder(a.out, params, c, a.tokenizer, accuracy)
+    else:
+        c, params = load_folder(a.out)
+    if a.ple:
+        params, c = widen_ple(params, c, a.ple)
     for path in a.gguf:
         write_gguf(path, params, c, a.tokenizer, path.stem.rsplit("-", 1)[1])
     for path in (*sorted(a.out.iterdir()), *a.gguf):

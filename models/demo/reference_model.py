@@ -59,6 +59,25 @@ def named_weights(params, c):
     return out
 
 
+def load_folder(folder):
+    """Config and weights of the exported folder, as `evaluate.load` gives those of a checkpoint."""
+    c, stored = M.Config(), load_file(str(folder / "model.safetensors"))
+
+    def weight(name):
+        return stored["model.language_model." + name].float()
+
+    params = {kind: weight(name) for kind, name in MODEL_NAMES.items()}
+    params["altup_proj"] = torch.stack([weight(f"altup_projections.{i}.weight") for i in range(c.altup - 1)])
+    params["altup_unembed"] = torch.stack([weight(f"altup_unembed_projections.{i}.weight") for i in range(c.altup - 1)])
+    for kind, shape in M.layer_shapes(c).items():
+        whole = torch.stack([weight(f"layers.{i}.{LAYER_NAMES[kind]}") for i in range(shape[0])])
+        # What is beyond the shape is the padding of the LAuReL rank.
+        params[kind] = whole[tuple(slice(n) for n in shape)].contiguous()
+    for kind, shape in {**M.model_shapes(c), **M.layer_shapes(c)}.items():
+        assert tuple(params[kind].shape) == tuple(shape), (kind, params[kind].shape, shape)
+    return c, params
+
+
 def reference(params, c):
     """The model of `transformers`, in F32 with eager attention, holding these weights."""
     config = Gemma3nTextConfig(
