@@ -1,14 +1,15 @@
 #!/bin/sh
 # Runs all tests: builds the workspace, and has what the end-to-end tests need installed when it may.
 #   ./test.sh            everything
-#   ./test.sh --no-mistralrs   without the engine mistralrs and its tests (a minute instead of a quarter of an hour)
+#   ./test.sh --no-mistralrs   without the engine mistralrs and its tests, unoptimized (little more than a
+#                        minute instead of a quarter of an hour)
 set -eu
 cd "$(dirname "$0")"
 
-features=
+build=--release
 for argument in "$@"; do
     case $argument in
-    --no-mistralrs) features=--no-default-features ;;
+    --no-mistralrs) build=--no-default-features ;;
     *)
         sed -n 's/^# \{0,1\}//p' "$0" | sed 1d
         exit 2
@@ -32,5 +33,5 @@ fi
 
 # The end-to-end tests run the binaries that this builds. One selection of packages and one profile
 # everywhere: another one would compile mistral.rs again.
-cargo build --release --workspace $features
-exec cargo test --release --workspace $features
+cargo build --workspace $build
+exec cargo test --workspace $build
