@@ -11,7 +11,7 @@ for argument in "$@"; do
     case $argument in
     --no-mistralrs) build=--no-default-features ;;
     *)
-        sed -n 's/^# \{0,1\}//p' "$0" | sed 1d
+        sed -n '2,5s/^# \{0,1\}//p' "$0"
         exit 2
         ;;
     esac
