@@ -1,0 +1,164 @@
+//! The vector operations that the kernels are written in, one implementation for each instruction
+//! set.
+//!
+//! Everything generic over [`Lanes`] is inlined into functions that carry the instruction set's
+//! target features (see the `table` macro), so that one package holds the code of all of them.
+
+#![allow(unsafe_code, reason = "vector instructions that only some CPUs have")]
+
+/// Registers of `N` lanes of 32 bits.
+///
+/// # Safety
+/// Every method needs the CPU features of its implementation; those that take pointers read or write
+/// exactly the named count of elements there, at any alignment.
+pub(super) trait Lanes: Copy {
+    /// `N` floats.
+    type F: Copy;
+    /// `N` integers of 32 bits, or four times as many bytes.
+    type I: Copy;
+    /// Lanes of a register; at most 16, and a divisor of 16.
+    const N: usize;
+    /// Whether `dp` takes the first factor as signed bytes; unsigned ones otherwise.
+    const SIGNED: bool;
+
+    unsafe fn prefetch(p: *const u8);
+
+    unsafe fn load(p: *const f32) -> Self::F;
+    unsafe fn store(p: *mut f32, a: Self::F);
+    unsafe fn load_f16(p: *const u8) -> Self::F;
+    unsafe fn store_f16(p: *mut u8, a: Self::F);
+    unsafe fn load_bf16(p: *const u8) -> Self::F;
+    unsafe fn load_i8(p: *const u8) -> Self::F;
+    unsafe fn splat(a: f32) -> Self::F;
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    /// a b + c
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// c - a b
+    unsafe fn fnma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The smaller; `b` if one is NaN, or NaN.
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+    /// The greater; `b` if one is NaN, or NaN.
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn abs(a: Self::F) -> Self::F;
+    /// The sum of all lanes.
+    unsafe fn sum(a: Self::F) -> f32;
+    /// The greatest of all lanes.
+    unsafe fn greatest(a: Self::F) -> f32;
+    /// To the nearest integer, ties to even.
+    unsafe fn round(a: Self::F) -> Self::I;
+    unsafe fn float(a: Self::I) -> Self::F;
+    /// The float whose bits these are.
+    unsafe fn from_bits(a: Self::I) -> Self::F;
+    /// The lower 16 bits of each lane as a half float.
+    unsafe fn from_f16(a: Self::I) -> Self::F;
+
+    unsafe fn splat_i(a: i32) -> Self::I;
+    unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn sub_i(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn xor(a: Self::I, b: Self::I) -> Self::I;
+    /// Each lane shifted left.
+    unsafe fn shl(a: Self::I, n: i32) -> Self::I;
+    /// Each lane shifted right, zeros coming in.
+    unsafe fn shr(a: Self::I, n: i32) -> Self::I;
+    /// Each lane shifted right, the sign coming in.
+    unsafe fn sar(a: Self::I, n: i32) -> Self::I;
+    /// The sum of all lanes.
+    unsafe fn sum_i(a: Self::I) -> i32;
+    /// Stores each lane as a byte; lanes are in range.
+    unsafe fn store_i8(p: *mut i8, a: Self::I);
+    /// Four products of bytes added in each lane; weights of at most 7 bits, or signed.
+    unsafe fn dp(acc: Self::I, weights: Self::I, x: Self::I) -> Self::I;
+    /// The same for weights of 8 bits.
+    unsafe fn dp_wide(acc: Self::I, weights: Self::I, x: Self::I) -> Self::I;
+    /// 16 bytes of each of `N` rows at `offset`: register k holds the k-th four bytes of every row.
+    unsafe fn gather(rows: *const *const u8, offset: usize) -> [Self::I; 4];
+    /// Two bytes of each of `N` rows at `offset`, zero-extended.
+    unsafe fn gather_u16(rows: *const *const u8, offset: usize) -> Self::I;
+}
+
+/// Defines `TABLE`, the kernels of one instruction set: wrappers with its target features around the
+/// generic code.
+macro_rules! table {
+    ($lanes:ty, $name:literal, $features:literal) => {
+        pub(in crate::kernels) static TABLE: crate::kernels::Kernels = {
+            use std::ops::Range;
+
+            use half::f16;
+
+            use crate::kernels::{Input, Kernels, Out, elements, product, rows};
+            use crate::tensor::Matrix;
+
+            $crate::kernels::lanes::wrap! { $features;
+                fn f32(w: &Matrix<'_>, range: Range<usize>, x: &Input, out: &Out<'_>) = rows::product::<$lanes, rows::F32>;
+                fn f16_(w: &Matrix<'_>, range: Range<usize>, x: &Input, out: &Out<'_>) = rows::product::<$lanes, rows::F16>;
+                fn bf16(w: &Matrix<'_>, range: Range<usize>, x: &Input, out: &Out<'_>) = rows::product::<$lanes, rows::BF16>;
+                fn q4_0(w: &Matrix<'_>, range: Range<usize>, x: &Input, out: &Out<'_>) = product::product::<$lanes, product::Q4_0>;
+                fn q8_0(w: &Matrix<'_>, range: Range<usize>, x: &Input, out: &Out<'_>) = product::product::<$lanes, product::Q8_0>;
+                fn q4_k(w: &Matrix<'_>, range: Range<usize>, x: &Input, out: &Out<'_>) = product::product::<$lanes, product::Q4K>;
+                fn q5_k(w: &Matrix<'_>, range: Range<usize>, x: &Input, out: &Out<'_>) = product::product::<$lanes, product::Q5K>;
+                fn q6_k(w: &Matrix<'_>, range: Range<usize>, x: &Input, out: &Out<'_>) = product::product::<$lanes, product::Q6K>;
+                fn quantize(values: &[f32], q: &mut [i8], scales: &mut [f32], sums: &mut [f32], halves: &mut [f32]) = elements::quantize::<$lanes>;
+                fn dot(a: &[f32], b: &[f32]) -> f32 = elements::dot::<$lanes>;
+                fn dot_f16(a: &[f32], b: &[f16]) -> f32 = elements::dot_f16::<$lanes>;
+                fn dot_q8_0(a: &[f32], b: &[u8]) -> f32 = elements::dot_q8_0::<$lanes>;
+                fn add_scaled_f16(acc: &mut [f32], scale: f32, v: &[f16]) = elements::add_scaled_f16::<$lanes>;
+                fn add_scaled_q8_0(acc: &mut [f32], scale: f32, v: &[u8]) = elements::add_scaled_q8_0::<$lanes>;
+                fn to_f16(values: &[f32], out: &mut [f16]) = elements::to_f16::<$lanes>;
+                fn gelu_times(gate: &mut [f32], up: &[f32]) = elements::gelu_times::<$lanes>;
+                fn exp_sub_sum(values: &mut [f32], max: f32) -> f32 = elements::exp_sub_sum::<$lanes>;
+            }
+            Kernels {
+                name: $name,
+                f32,
+                f16: f16_,
+                bf16,
+                q4_0,
+                q8_0,
+                q4_k,
+                q5_k,
+                q6_k,
+                quantize,
+                dot,
+                dot_f16,
+                dot_q8_0,
+                add_scaled_f16,
+                add_scaled_q8_0,
+                to_f16,
+                gelu_times,
+                exp_sub_sum,
+            }
+        };
+    };
+}
+
+macro_rules! wrap {
+    ($features:literal; $(fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? = $inner:expr;)*) => {
+        $(
+            #[target_feature(enable = $features)]
+            unsafe fn $name($($arg: $type),*) $(-> $result)? {
+                // SAFETY: the caller of a table's functions has checked these features and the
+                // lengths of the arguments.
+                unsafe { $inner($($arg),*) }
+            }
+        )*
+    };
+}
+
+/// Methods of [`Lanes`] that are one expression.
+macro_rules! operations {
+    ($(fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? = $body:expr;)*) => {
+        $(
+            #[inline(always)]
+            unsafe fn $name($($arg: $type),*) $(-> $result)? {
+                // SAFETY: the trait's contract is that of the instructions.
+                unsafe { $body }
+            }
+        )*
+    };
+}
+
+pub(super) use {operations, table, wrap};

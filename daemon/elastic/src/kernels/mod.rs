@@ -1,0 +1,236 @@
+//! Products of quantized matrices with activations, chosen for the CPU at run time.
+//!
+//! | file | owns |
+//! | --- | --- |
+//! | `blocks` | rows of any kind to floats, and back for some |
+//! | `input` | activations with their int8 copies |
+//! | `scalar` | every kernel in plain Rust: the reference, and for CPUs without the instructions |
+//! | `lanes` | the vector operations that the fast kernels are written in |
+//! | `product`, `rows`, `elements` | the fast kernels for quantized matrices, float matrices, activations |
+//! | `avx512`, `avx2` | those operations and the tables of kernels for one instruction set each |
+//!
+//! The forward pass takes [`Kernels::best`] once and calls its methods from the threads of its pool.
+
+#![allow(unsafe_code, reason = "calls kernels whose CPU features were checked")]
+
+mod blocks;
+mod elements;
+mod input;
+mod lanes;
+mod product;
+mod rows;
+mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use half::f16;
+
+pub use blocks::{dequantize, quantize};
+pub use input::Input;
+
+use crate::tensor::{Kind, Matrix};
+
+type Product = unsafe fn(&Matrix<'_>, Range<usize>, &Input, &Out<'_>);
+type Quantize = unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32]);
+
+/// A table of kernels for one instruction set. Tables are only handed out where this CPU has it.
+pub struct Kernels {
+    name: &'static str,
+    f32: Product,
+    f16: Product,
+    bf16: Product,
+    q4_0: Product,
+    q8_0: Product,
+    q4_k: Product,
+    q5_k: Product,
+    q6_k: Product,
+    quantize: Quantize,
+    dot: unsafe fn(&[f32], &[f32]) -> f32,
+    dot_f16: unsafe fn(&[f32], &[f16]) -> f32,
+    dot_q8_0: unsafe fn(&[f32], &[u8]) -> f32,
+    add_scaled_f16: unsafe fn(&mut [f32], f32, &[f16]),
+    add_scaled_q8_0: unsafe fn(&mut [f32], f32, &[u8]),
+    to_f16: unsafe fn(&[f32], &mut [f16]),
+    gelu_times: unsafe fn(&mut [f32], &[f32]),
+    exp_sub_sum: unsafe fn(&mut [f32], f32) -> f32,
+}
+
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Kernels").field(&self.name).finish()
+    }
+}
+
+impl Kernels {
+    /// The fastest that this CPU can run.
+    #[must_use]
+    pub fn best() -> &'static Self {
+        static BEST: OnceLock<&'static Kernels> = OnceLock::new();
+        BEST.get_or_init(|| Self::all().pop().unwrap_or(&scalar::TABLE))
+    }
+
+    /// All that this CPU can run, the slowest first.
+    #[must_use]
+    pub fn all() -> Vec<&'static Self> {
+        let mut all = vec![&scalar::TABLE];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+            {
+                all.push(&avx2::plain::TABLE);
+                if is_x86_feature_detected!("avxvnni") {
+                    all.push(&avx2::vnni::TABLE);
+                }
+            }
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
+            {
+                all.push(&avx512::TABLE);
+            }
+        }
+        all
+    }
+
+    /// The instruction set.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// out[t][r] = sum over c of w[r][c] x[t][c], for these rows and every token of `x`: what one
+    /// thread does of a product.
+    ///
+    /// Quantized weights are multiplied with the int8 copies of the activations, floats with the
+    /// values themselves. Nothing is written where sizes do not fit, or int8 copies are missing.
+    pub fn product(&self, w: &Matrix<'_>, rows: Range<usize>, x: &Input, out: &Out<'_>) {
+        let kernel = match w.kind() {
+            Kind::F32 => self.f32,
+            Kind::F16 => self.f16,
+            Kind::BF16 => self.bf16,
+            Kind::Q4_0 => self.q4_0,
+            Kind::Q8_0 => self.q8_0,
+            Kind::Q4_K => self.q4_k,
+            Kind::Q5_K => self.q5_k,
+            Kind::Q6_K => self.q6_k,
+        };
+        let values = x.tokens().checked_mul(x.cols());
+        let fits = w.cols() == x.cols()
+            && values == Some(x.values().len())
+            && (w.kind().block_len() == 1 || values == Some(x.q().len()))
+            && rows.end <= w.rows()
+            && rows.end <= out.stride
+            && x.tokens().checked_mul(out.stride).is_some_and(|len| len <= out.len)
+            && w.holds_its_rows();
+        debug_assert!(fits, "product of {} x {} with {} columns", w.rows(), w.cols(), x.cols());
+        if fits && !rows.is_empty() {
+            // SAFETY: this table was handed out, so the CPU has its features; sizes fit.
+            unsafe { kernel(w, rows, x, out) }
+        }
+    }
+
+    /// Int8 copies for [`Input`]; as many whole blocks as all the slices have.
+    fn quantize(
+        &self,
+        values: &[f32],
+        q: &mut [i8],
+        scales: &mut [f32],
+        sums: &mut [f32],
+        halves: &mut [f32],
+    ) {
+        // SAFETY: this table was handed out, so the CPU has its features.
+        unsafe { (self.quantize)(values, q, scales, sums, halves) }
+    }
+
+    /// The dot product over the shorter length.
+    #[must_use]
+    pub fn dot(&self, a: &[f32], b: &[f32]) -> f32 {
+        // SAFETY: this table was handed out, so the CPU has its features.
+        unsafe { (self.dot)(a, b) }
+    }
+
+    /// The dot product over the shorter length.
+    #[must_use]
+    pub fn dot_f16(&self, a: &[f32], b: &[f16]) -> f32 {
+        // SAFETY: this table was handed out, so the CPU has its features.
+        unsafe { (self.dot_f16)(a, b) }
+    }
+
+    /// The dot product with `Q8_0` blocks, over as many whole blocks as both have.
+    #[must_use]
+    pub fn dot_q8_0(&self, a: &[f32], b: &[u8]) -> f32 {
+        // SAFETY: this table was handed out, so the CPU has its features.
+        unsafe { (self.dot_q8_0)(a, b) }
+    }
+
+    /// acc += scale v, over the shorter length.
+    pub fn add_scaled_f16(&self, acc: &mut [f32], scale: f32, v: &[f16]) {
+        // SAFETY: this table was handed out, so the CPU has its features.
+        unsafe { (self.add_scaled_f16)(acc, scale, v) }
+    }
+
+    /// acc += scale v with `Q8_0` blocks, over as many whole blocks as both have.
+    pub fn add_scaled_q8_0(&self, acc: &mut [f32], scale: f32, v: &[u8]) {
+        // SAFETY: this table was handed out, so the CPU has its features.
+        unsafe { (self.add_scaled_q8_0)(acc, scale, v) }
+    }
+
+    /// Rounds to half floats, over the shorter length.
+    pub fn to_f16(&self, values: &[f32], out: &mut [f16]) {
+        // SAFETY: this table was handed out, so the CPU has its features.
+        unsafe { (self.to_f16)(values, out) }
+    }
+
+    /// gate = gelu(gate) up, with the tanh approximation, over the shorter length.
+    pub fn gelu_times(&self, gate: &mut [f32], up: &[f32]) {
+        // SAFETY: this table was handed out, so the CPU has its features.
+        unsafe { (self.gelu_times)(gate, up) }
+    }
+
+    /// values = exp(values - max), whose sum it returns: the first half of a softmax.
+    #[must_use]
+    pub fn exp_sub_sum(&self, values: &mut [f32], max: f32) -> f32 {
+        // SAFETY: this table was handed out, so the CPU has its features.
+        unsafe { (self.exp_sub_sum)(values, max) }
+    }
+}
+
+/// Where products go: for each token `stride` floats, shared by threads that write different rows.
+///
+/// Whoever shares one between threads gives each its own rows, and reads what was written only when
+/// all of them are done.
+pub struct Out<'a> {
+    values: *mut f32,
+    len: usize,
+    stride: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: threads write through it at disjoint rows only, which is the contract above; the floats
+// themselves may be written from any thread.
+unsafe impl Sync for Out<'_> {}
+// SAFETY: as above.
+unsafe impl Send for Out<'_> {}
+
+impl<'a> Out<'a> {
+    /// Places for as many tokens as there are whole strides.
+    #[must_use]
+    pub fn new(values: &'a mut [f32], stride: usize) -> Self {
+        Self { values: values.as_mut_ptr(), len: values.len(), stride, borrowed: PhantomData }
+    }
+
+    /// The place of a product; the caller has checked that there is one before it writes.
+    fn at(&self, token: usize, row: usize) -> *mut f32 {
+        self.values.wrapping_add(token * self.stride + row)
+    }
+}

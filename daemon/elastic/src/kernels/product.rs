@@ -1,0 +1,479 @@
+//! Products of quantized matrices with int8 activations, for any instruction set.
+//!
+//! A band of rows is taken at a time, one row for each lane. For a stretch of up to 256 columns the
+//! raw blocks of the band are unpacked once into a tile of bytes that stays in the nearest cache,
+//! where one register holds four consecutive columns of every row of the band. Then every token is
+//! multiplied with it: no sums across lanes, and as the scales of 16 rows are worked out at once,
+//! reading Q4_K is as cheap as reading Q4_0.
+
+#![allow(unsafe_code, reason = "the inner loops: raw blocks, lengths checked at entry")]
+#![allow(clippy::inline_always, reason = "must take on the caller's target features")]
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use crate::kernels::lanes::Lanes;
+use crate::kernels::{Input, Out};
+use crate::tensor::{Kind, Matrix};
+
+/// Columns of a stretch.
+const STRETCH: usize = 256;
+/// Blocks of 32 columns in a stretch.
+const BLOCKS: usize = STRETCH / 32;
+/// Tokens whose sums are kept at once; a band is unpacked again for the next ones.
+const TOKENS: usize = 128;
+/// Lanes of the widest registers.
+const MAX_LANES: usize = 16;
+
+/// A band's weights of one stretch.
+#[repr(C, align(64))]
+pub(super) struct Tile<L: Lanes> {
+    weights: [[L::I; 8]; BLOCKS],
+    /// For each 16 columns, or twice the same.
+    scales: [[L::F; 2]; BLOCKS],
+    /// What one unit of the activations takes away, for each 16 columns or once.
+    minima: [[L::F; 2]; BLOCKS],
+}
+
+/// One kind's blocks.
+pub(super) trait Pack {
+    const KIND: Kind;
+    /// Whether each 16 columns have a scale of their own.
+    const HALVES: bool = false;
+    /// Whether weights have 8 bits.
+    const WIDE: bool = false;
+
+    /// Unpacks `blocks` times 32 columns of the rows, which begin `offset` bytes into each.
+    ///
+    /// # Safety
+    /// As for `product`; the rows have those bytes.
+    unsafe fn unpack<L: Lanes>(
+        rows: *const *const u8,
+        offset: usize,
+        blocks: usize,
+        tile: *mut Tile<L>,
+    );
+}
+
+pub(super) struct Q4_0;
+pub(super) struct Q8_0;
+pub(super) struct Q4K;
+pub(super) struct Q5K;
+pub(super) struct Q6K;
+
+const NIBBLES: i32 = 0x0f0f_0f0f;
+
+impl Pack for Q4_0 {
+    const KIND: Kind = Kind::Q4_0;
+
+    #[inline(always)]
+    unsafe fn unpack<L: Lanes>(
+        rows: *const *const u8,
+        offset: usize,
+        blocks: usize,
+        tile: *mut Tile<L>,
+    ) {
+        // SAFETY: a block is 18 bytes; the caller vouches for the rest.
+        unsafe {
+            let nibbles = L::splat_i(NIBBLES);
+            let eight = L::splat(8.0);
+            for block in 0..blocks {
+                let at = offset + 18 * block;
+                let scale = L::from_f16(L::gather_u16(rows, at));
+                let packed = L::gather(rows, at + 2);
+                let weights = &raw mut (*tile).weights[block];
+                for k in 0..4 {
+                    (*weights)[k] = L::and(packed[k], nibbles);
+                    (*weights)[4 + k] = L::and(L::shr(packed[k], 4), nibbles);
+                }
+                (*tile).scales[block][0] = scale;
+                (*tile).minima[block][0] = L::mul(scale, eight);
+            }
+        }
+    }
+}
+
+impl Pack for Q8_0 {
+    const KIND: Kind = Kind::Q8_0;
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    unsafe fn unpack<L: Lanes>(
+        rows: *const *const u8,
+        offset: usize,
+        blocks: usize,
+        tile: *mut Tile<L>,
+    ) {
+        // SAFETY: a block is 34 bytes; the caller vouches for the rest.
+        unsafe {
+            // As unsigned bytes the weights are 128 greater.
+            let flip = L::splat_i(if L::SIGNED { 0 } else { 0x8080_8080_u32.cast_signed() });
+            let less = L::splat(if L::SIGNED { 0.0 } else { 128.0 });
+            for block in 0..blocks {
+                let at = offset + 34 * block;
+                let scale = L::from_f16(L::gather_u16(rows, at));
+                let halves = [L::gather(rows, at + 2), L::gather(rows, at + 18)];
+                let weights = &raw mut (*tile).weights[block];
+                for k in 0..4 {
+                    (*weights)[k] = L::xor(halves[0][k], flip);
+                    (*weights)[4 + k] = L::xor(halves[1][k], flip);
+                }
+                (*tile).scales[block][0] = scale;
+                (*tile).minima[block][0] = L::mul(scale, less);
+            }
+        }
+    }
+}
+
+/// The scales and minima of a `Q4_K` or `Q5_K` block from its first 16 bytes: d and dmin as half
+/// floats, then 8 scales and 8 minima of 6 bits, the upper bits of the last four of each apart.
+#[inline(always)]
+unsafe fn unpack_k_scales<L: Lanes>(head: [L::I; 4], tile: *mut Tile<L>) {
+    // SAFETY: value operations, and fields of the tile.
+    unsafe {
+        let d = L::from_f16(L::and(head[0], L::splat_i(0xffff)));
+        let dmin = L::from_f16(L::shr(head[0], 16));
+        let six = L::splat_i(63);
+        let four = L::splat_i(15);
+        let upper = L::splat_i(0x30);
+        for j in 0..4 {
+            let shift = 8 * j;
+            let scale = L::and(L::shr(head[1], shift), six);
+            let minimum = L::and(L::shr(head[2], shift), six);
+            // The upper bits are bits 6 and 7 of the bytes before; here they become bits 4 and 5.
+            let up = |word| L::and(L::shr(L::shr(word, shift), 2), upper);
+            let last = L::shr(head[3], shift);
+            let scale2 = L::or(L::and(last, four), up(head[1]));
+            let minimum2 = L::or(L::and(L::shr(last, 4), four), up(head[2]));
+            let j = j as usize;
+            (*tile).scales[j][0] = L::mul(d, L::float(scale));
+            (*tile).minima[j][0] = L::mul(dmin, L::float(minimum));
+            (*tile).scales[j + 4][0] = L::mul(d, L::float(scale2));
+            (*tile).minima[j + 4][0] = L::mul(dmin, L::float(minimum2));
+        }
+    }
+}
+
+impl Pack for Q4K {
+    const KIND: Kind = Kind::Q4_K;
+
+    #[inline(always)]
+    unsafe fn unpack<L: Lanes>(
+        rows: *const *const u8,
+        offset: usize,
+        _blocks: usize,
+        tile: *mut Tile<L>,
+    ) {
+        // SAFETY: a block is 144 bytes and 256 columns; the caller vouches for the rest.
+        unsafe {
+            unpack_k_scales(L::gather(rows, offset), tile);
+            let nibbles = L::splat_i(NIBBLES);
+            for pair in 0..4 {
+                let low = &raw mut (*tile).weights[2 * pair];
+                let high = &raw mut (*tile).weights[2 * pair + 1];
+                for half in 0..2 {
+                    let packed = L::gather(rows, offset + 16 + 32 * pair + 16 * half);
+                    for k in 0..4 {
+                        (*low)[4 * half + k] = L::and(packed[k], nibbles);
+                        (*high)[4 * half + k] = L::and(L::shr(packed[k], 4), nibbles);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Pack for Q5K {
+    const KIND: Kind = Kind::Q5_K;
+
+    #[inline(always)]
+    unsafe fn unpack<L: Lanes>(
+        rows: *const *const u8,
+        offset: usize,
+        _blocks: usize,
+        tile: *mut Tile<L>,
+    ) {
+        // SAFETY: a block is 176 bytes and 256 columns; the caller vouches for the rest.
+        unsafe {
+            unpack_k_scales(L::gather(rows, offset), tile);
+            let nibbles = L::splat_i(NIBBLES);
+            let fifth = L::splat_i(0x1010_1010);
+            for half in 0..2 {
+                // Bit j of a byte is the fifth bit of that column in the j-th 32 columns.
+                let bits = L::gather(rows, offset + 16 + 16 * half);
+                for pair in 0..4 {
+                    let low = &raw mut (*tile).weights[2 * pair];
+                    let high = &raw mut (*tile).weights[2 * pair + 1];
+                    let packed = L::gather(rows, offset + 48 + 32 * pair + 16 * half);
+                    let j = 2 * pair as i32;
+                    for k in 0..4 {
+                        let up = |j: i32| {
+                            let moved = match j {
+                                0..4 => L::shl(bits[k], 4 - j),
+                                _ => L::shr(bits[k], j - 4),
+                            };
+                            L::and(moved, fifth)
+                        };
+                        (*low)[4 * half + k] = L::or(L::and(packed[k], nibbles), up(j));
+                        (*high)[4 * half + k] =
+                            L::or(L::and(L::shr(packed[k], 4), nibbles), up(j + 1));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Pack for Q6K {
+    const KIND: Kind = Kind::Q6_K;
+    const HALVES: bool = true;
+
+    #[inline(always)]
+    unsafe fn unpack<L: Lanes>(
+        rows: *const *const u8,
+        offset: usize,
+        _blocks: usize,
+        tile: *mut Tile<L>,
+    ) {
+        // SAFETY: a block is 210 bytes and 256 columns; the caller vouches for the rest.
+        unsafe {
+            let d = L::from_f16(L::gather_u16(rows, offset + 208));
+            let less = L::splat(32.0);
+            let bytes = L::gather(rows, offset + 192);
+            for block in 0..BLOCKS {
+                for half in 0..2 {
+                    let at = 2 * block + half;
+                    let byte = L::sar(L::shl(bytes[at / 4], 24 - 8 * (at % 4) as i32), 24);
+                    let scale = L::mul(d, L::float(byte));
+                    (*tile).scales[block][half] = scale;
+                    (*tile).minima[block][half] = L::mul(scale, less);
+                }
+            }
+            let nibbles = L::splat_i(NIBBLES);
+            let upper = L::splat_i(0x3030_3030);
+            for group in 0..2 {
+                for half in 0..2 {
+                    let at = offset + 64 * group + 16 * half;
+                    let packed = [L::gather(rows, at), L::gather(rows, at + 32)];
+                    let bits = L::gather(rows, offset + 128 + 32 * group + 16 * half);
+                    for k in 0..4 {
+                        let lower = [
+                            L::and(packed[0][k], nibbles),
+                            L::and(packed[1][k], nibbles),
+                            L::and(L::shr(packed[0][k], 4), nibbles),
+                            L::and(L::shr(packed[1][k], 4), nibbles),
+                        ];
+                        let up =
+                            [L::shl(bits[k], 4), L::shl(bits[k], 2), bits[k], L::shr(bits[k], 2)];
+                        for block in 0..4 {
+                            (*tile).weights[4 * group + block][4 * half + k] =
+                                L::or(lower[block], L::and(up[block], upper));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of `T` tokens with `R` tiles to their sums.
+///
+/// # Safety
+/// As for `product`; the pointers have `blocks` blocks for each of `T` tokens at their strides, and
+/// `acc` has `T` times `R` registers.
+#[inline(always)]
+unsafe fn multiply<L: Lanes, P: Pack, const R: usize, const T: usize>(
+    tiles: *const Tile<L>,
+    blocks: usize,
+    x: Activations,
+    acc: *mut L::F,
+) {
+    // SAFETY: the caller vouches for the pointers.
+    unsafe {
+        let mut sums = [[L::splat(0.0); R]; T];
+        for t in 0..T {
+            for r in 0..R {
+                sums[t][r] = *acc.add(t * R + r);
+            }
+        }
+        let four = |t: usize, block: usize, k: usize| {
+            let p = x.q.add(t * x.cols + 32 * block + 4 * k);
+            L::splat_i(p.cast::<i32>().read_unaligned())
+        };
+        for block in 0..blocks {
+            let mut halves = [[[L::splat_i(0); R]; T]; 2];
+            for half in 0..2 {
+                // Where one scale serves both halves, the second goes on with the first's sums.
+                if half == 1 && !P::HALVES {
+                    halves[1] = halves[0];
+                }
+                for k in 4 * half..4 * half + 4 {
+                    let mut weights = [L::splat_i(0); R];
+                    for r in 0..R {
+                        weights[r] = (*tiles.add(r)).weights[block][k];
+                    }
+                    for t in 0..T {
+                        let x = four(t, block, k);
+                        for r in 0..R {
+                            let acc = &mut halves[half][t][r];
+                            *acc = if P::WIDE {
+                                L::dp_wide(*acc, weights[r], x)
+                            } else {
+                                L::dp(*acc, weights[r], x)
+                            };
+                        }
+                    }
+                }
+            }
+            for t in 0..T {
+                let at = t * (x.cols / 32) + block;
+                let scale = L::splat(*x.scales.add(at));
+                for r in 0..R {
+                    let tile = tiles.add(r);
+                    let scales = (*tile).scales[block];
+                    let minima = (*tile).minima[block];
+                    let sum = &mut sums[t][r];
+                    if P::HALVES {
+                        let first = L::mul(L::float(halves[0][t][r]), scales[0]);
+                        let both = L::fma(L::float(halves[1][t][r]), scales[1], first);
+                        *sum = L::fma(both, scale, *sum);
+                        *sum = L::fnma(minima[0], L::splat(*x.halves.add(2 * at)), *sum);
+                        *sum = L::fnma(minima[1], L::splat(*x.halves.add(2 * at + 1)), *sum);
+                    } else {
+                        let products = L::mul(L::float(halves[1][t][r]), scales[0]);
+                        *sum = L::fma(products, scale, *sum);
+                        *sum = L::fnma(minima[0], L::splat(*x.sums.add(at)), *sum);
+                    }
+                }
+            }
+        }
+        for t in 0..T {
+            for r in 0..R {
+                *acc.add(t * R + r) = sums[t][r];
+            }
+        }
+    }
+}
+
+/// Where a token's activations of a stretch begin.
+#[derive(Clone, Copy)]
+struct Activations {
+    cols: usize,
+    q: *const i8,
+    scales: *const f32,
+    sums: *const f32,
+    halves: *const f32,
+}
+
+impl Activations {
+    /// # Safety
+    /// The input has that token and column.
+    #[inline(always)]
+    unsafe fn at(x: &Input, token: usize, col: usize) -> Self {
+        let first = token * x.cols() + col;
+        // SAFETY: the caller vouches for the place, and the input's buffers fit each other.
+        unsafe {
+            Self {
+                cols: x.cols(),
+                q: x.q().as_ptr().add(first),
+                scales: x.scales().as_ptr().add(first / 32),
+                sums: x.sums().as_ptr().add(first / 32),
+                halves: x.halves().as_ptr().add(first / 16),
+            }
+        }
+    }
+}
+
+/// The products of `R` registers of rows from `row` on, those before `end`, with every token.
+#[inline(always)]
+unsafe fn band<L: Lanes, P: Pack, const R: usize>(
+    w: &Matrix<'_>,
+    row: usize,
+    end: usize,
+    x: &Input,
+    out: &Out<'_>,
+) {
+    let mut rows = [std::ptr::null::<u8>(); 2 * MAX_LANES];
+    for (i, pointer) in rows.iter_mut().enumerate().take(R * L::N) {
+        // Past the end the last row again, whose products nobody keeps.
+        *pointer = w.row((row + i).min(end - 1)).as_ptr();
+    }
+    let blocks = x.cols() / 32;
+    let step = P::KIND.block_bytes() * STRETCH / P::KIND.block_len();
+    let mut tiles = MaybeUninit::<[Tile<L>; R]>::uninit();
+    let tiles = tiles.as_mut_ptr().cast::<Tile<L>>();
+    let mut acc = MaybeUninit::<[[L::F; R]; TOKENS]>::uninit();
+    let acc = acc.as_mut_ptr().cast::<L::F>();
+    // SAFETY: `product` has checked that the rows have x.cols() columns and the output its rows;
+    // a stretch never goes past the last block, a group never past the last token.
+    unsafe {
+        for first in (0..x.tokens()).step_by(TOKENS) {
+            let tokens = (x.tokens() - first).min(TOKENS);
+            for i in 0..tokens * R {
+                acc.add(i).write(L::splat(0.0));
+            }
+            for stretch in 0..blocks.div_ceil(BLOCKS) {
+                let count = (blocks - stretch * BLOCKS).min(BLOCKS);
+                for r in 0..R {
+                    let rows = rows.as_ptr().add(r * L::N);
+                    P::unpack::<L>(rows, stretch * step, count, tiles.add(r));
+                }
+                let mut token = 0;
+                while token < tokens {
+                    let at = Activations::at(x, first + token, stretch * STRETCH);
+                    let acc = acc.add(token * R);
+                    match tokens - token {
+                        1 => multiply::<L, P, R, 1>(tiles, count, at, acc),
+                        2 => multiply::<L, P, R, 2>(tiles, count, at, acc),
+                        3 => multiply::<L, P, R, 3>(tiles, count, at, acc),
+                        _ => multiply::<L, P, R, 4>(tiles, count, at, acc),
+                    }
+                    token += 4;
+                }
+            }
+            for token in 0..tokens {
+                for r in 0..R {
+                    let row = row + r * L::N;
+                    let to = out.at(first + token, row);
+                    let value = *acc.add(token * R + r);
+                    if row + L::N <= end {
+                        L::store(to, value);
+                    } else {
+                        let mut lanes = [0.0; MAX_LANES];
+                        L::store(lanes.as_mut_ptr(), value);
+                        let count = end.saturating_sub(row);
+                        std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, count);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The products of these rows with every token.
+///
+/// # Safety
+/// The CPU has the features of `L`; the matrix is of `P`'s kind and has those rows and as many
+/// columns as the input, which is quantized; the output has a place for each token and row.
+#[inline(always)]
+pub(super) unsafe fn product<L: Lanes, P: Pack>(
+    w: &Matrix<'_>,
+    range: Range<usize>,
+    x: &Input,
+    out: &Out<'_>,
+) {
+    let mut row = range.start;
+    // SAFETY: the caller's contract is that of `band`.
+    unsafe {
+        while row < range.end {
+            // Two registers of rows share each activation; a single token gains nothing from it.
+            if x.tokens() > 1 && range.end - row > L::N {
+                band::<L, P, 2>(w, row, range.end, x, out);
+                row += 2 * L::N;
+            } else {
+                band::<L, P, 1>(w, row, range.end, x, out);
+                row += L::N;
+            }
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Every kernel in plain Rust: what the others are compared with, and what runs where a CPU has none
+//! of their instructions.
+
+#![allow(unsafe_code, reason = "writes through the shared output")]
+
+use std::ops::Range;
+
+use half::f16;
+
+use crate::kernels::elements::LEAST;
+use crate::kernels::{Input, Kernels, Out, blocks};
+use crate::tensor::Matrix;
+
+/// First and third coefficient of GELU's polynomial: sqrt(2/pi), and 0.044715 times that.
+pub(super) const GELU: [f32; 2] = [0.797_884_6, 0.035_677_407];
+
+pub(super) static TABLE: Kernels = Kernels {
+    name: "plain",
+    f32: product_values,
+    f16: product_values,
+    bf16: product_values,
+    q4_0: product_int8,
+    q8_0: product_int8,
+    q4_k: product_int8,
+    q5_k: product_int8,
+    q6_k: product_int8,
+    quantize,
+    dot,
+    dot_f16,
+    dot_q8_0,
+    add_scaled_f16,
+    add_scaled_q8_0,
+    to_f16,
+    gelu_times,
+    exp_sub_sum,
+};
+
+/// Columns that are made floats at a time: whole blocks of every kind.
+const STRETCH: usize = 256;
+
+/// Calls `each` with every stretch of a row as floats and the index of its first column.
+fn stretches(w: &Matrix<'_>, row: usize, mut each: impl FnMut(&[f32], usize)) {
+    let kind = w.kind();
+    let bytes = kind.row_bytes(STRETCH).unwrap_or(1);
+    let mut buffer = [0.0; STRETCH];
+    for (i, part) in w.row(row).chunks(bytes).enumerate() {
+        let cols = part.len() / kind.block_bytes() * kind.block_len();
+        if let Some(values) = buffer.get_mut(..cols) {
+            blocks::dequantize(kind, part, values);
+            each(values, i * STRETCH);
+        }
+    }
+}
+
+/// Writes one product.
+fn write(out: &Out<'_>, token: usize, row: usize, value: f32) {
+    // SAFETY: `Kernels::product` has checked that there is a place for each of its rows and tokens.
+    unsafe { *out.at(token, row) = value }
+}
+
+fn product_values(w: &Matrix<'_>, rows: Range<usize>, x: &Input, out: &Out<'_>) {
+    let mut sums = vec![0.0; x.tokens()];
+    for row in rows {
+        sums.fill(0.0);
+        stretches(w, row, |weights, col| {
+            for (token, sum) in sums.iter_mut().enumerate() {
+                let first = token * x.cols() + col;
+                *sum += dot(weights, x.values().get(first..).unwrap_or_default());
+            }
+        });
+        for (token, sum) in sums.iter().enumerate() {
+            write(out, token, row, *sum);
+        }
+    }
+}
+
+fn product_int8(w: &Matrix<'_>, rows: Range<usize>, x: &Input, out: &Out<'_>) {
+    let mut sums = vec![0.0; x.tokens()];
+    for row in rows {
+        sums.fill(0.0);
+        stretches(w, row, |weights, col| {
+            for (token, sum) in sums.iter_mut().enumerate() {
+                let first = token * x.cols() + col;
+                let q = x.q().get(first..).unwrap_or_default().chunks_exact(32);
+                let scales = x.scales().get(first / 32..).unwrap_or_default();
+                for ((weights, q), scale) in weights.chunks_exact(32).zip(q).zip(scales) {
+                    *sum +=
+                        scale * dot_of(weights.iter().copied(), q.iter().map(|q| f32::from(*q)));
+                }
+            }
+        });
+        for (token, sum) in sums.iter().enumerate() {
+            write(out, token, row, *sum);
+        }
+    }
+}
+
+pub(super) fn quantize(
+    values: &[f32],
+    q: &mut [i8],
+    scales: &mut [f32],
+    sums: &mut [f32],
+    halves: &mut [f32],
+) {
+    let places = scales.iter_mut().zip(sums).zip(halves.chunks_exact_mut(2));
+    let blocks = values.chunks_exact(32).zip(q.chunks_exact_mut(32)).zip(places);
+    for ((values, q), ((scale, sum), halves)) in blocks {
+        let greatest = values.iter().fold(0.0, |most: f32, v| most.max(v.abs()));
+        let (by, inverse) =
+            if greatest < LEAST { (0.0, 0.0) } else { (greatest / 127.0, 127.0 / greatest) };
+        for (q, value) in q.iter_mut().zip(values) {
+            #[allow(clippy::cast_possible_truncation, reason = "in range, or anything will do")]
+            let rounded = (value * inverse).round_ties_even() as i8;
+            *q = rounded;
+        }
+        *scale = by;
+        let total = |q: &[i8]| by * q.iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
+        *sum = total(q);
+        for (half, q) in halves.iter_mut().zip(q.chunks_exact(16)) {
+            *half = total(q);
+        }
+    }
+}
+
+/// Eight sums side by side, which the compiler can keep in vectors.
+fn dot_of(a: impl Iterator<Item = f32>, b: impl Iterator<Item = f32>) -> f32 {
+    let mut sums = [0.0; 8];
+    for (i, (a, b)) in a.zip(b).enumerate() {
+        if let Some(sum) = sums.get_mut(i % 8) {
+            *sum += a * b;
+        }
+    }
+    sums.iter().sum()
+}
+
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    dot_of(a.iter().copied(), b.iter().copied())
+}
+
+pub(super) fn dot_f16(a: &[f32], b: &[f16]) -> f32 {
+    dot_of(a.iter().copied(), b.iter().map(|b| b.to_f32()))
+}
+
+/// Scale and integers of a `Q8_0` block.
+fn block_q8_0(block: &[u8]) -> (f32, impl Iterator<Item = f32>) {
+    let (scale, q) = block.split_first_chunk().unwrap_or((&[0; 2], &[]));
+    (f16::from_le_bytes(*scale).to_f32(), q.iter().map(|q| f32::from(q.cast_signed())))
+}
+
+fn dot_q8_0(a: &[f32], b: &[u8]) -> f32 {
+    let blocks = a.chunks_exact(32).zip(b.chunks_exact(34));
+    blocks
+        .map(|(a, b)| {
+            let (scale, q) = block_q8_0(b);
+            scale * dot_of(a.iter().copied(), q)
+        })
+        .sum()
+}
+
+pub(super) fn add_scaled_f16(acc: &mut [f32], scale: f32, v: &[f16]) {
+    for (acc, v) in acc.iter_mut().zip(v) {
+        *acc += scale * v.to_f32();
+    }
+}
+
+fn add_scaled_q8_0(acc: &mut [f32], scale: f32, v: &[u8]) {
+    for (acc, v) in acc.chunks_exact_mut(32).zip(v.chunks_exact(34)) {
+        let (by, q) = block_q8_0(v);
+        for (acc, q) in acc.iter_mut().zip(q) {
+            *acc += scale * by * q;
+        }
+    }
+}
+
+pub(super) fn to_f16(values: &[f32], out: &mut [f16]) {
+    for (out, value) in out.iter_mut().zip(values) {
+        *out = f16::from_f32(*value);
+    }
+}
+
+/// See `elements::gelu_times` for the form of the formula.
+pub(super) fn gelu_times(gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        let x = *gate;
+        let u = x * (GELU[0] + GELU[1] * x * x);
+        *gate = x / (1.0 + (-2.0 * u).exp()) * up;
+    }
+}
+
+pub(super) fn exp_sub_sum(values: &mut [f32], max: f32) -> f32 {
+    let mut sum = 0.0;
+    for value in values {
+        *value = (*value - max).exp();
+        sum += *value;
+    }
+    sum
+}

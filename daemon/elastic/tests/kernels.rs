@@ -1,0 +1,344 @@
+//! Every kernel that this CPU can run against the reference, and the reference against sums in f64.
+
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
+
+use half::f16;
+use nestd_elastic::kernels::{Input, Kernels, Out, dequantize, quantize};
+use nestd_elastic::tensor::{Kind, Matrix};
+
+/// `SplitMix64`: the same values every time.
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Within -1..1.
+    fn value(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / 8_388_608.0 - 1.0
+    }
+
+    fn values(&mut self, count: usize, scale: f32) -> Vec<f32> {
+        (0..count).map(|_| self.value() * scale).collect()
+    }
+
+    /// Rows of a kind: any bits, but scales of sensible size.
+    fn weights(&mut self, kind: Kind, rows: usize, cols: usize) -> Vec<u8> {
+        let values = self.values(rows * cols, 0.1);
+        let mut bytes = Vec::new();
+        if quantize(kind, &values, &mut bytes) {
+            return bytes;
+        }
+        bytes.resize_with(kind.row_bytes(cols).unwrap() * rows, || self.bits() as u8);
+        for block in bytes.chunks_exact_mut(kind.block_bytes()) {
+            let mut put = |at: usize, value: f32| {
+                block[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+            };
+            if kind == Kind::Q6_K {
+                put(208, self.value() / 4096.0);
+            } else {
+                put(0, self.value() / 1024.0);
+                put(2, self.value() / 1024.0);
+            }
+        }
+        bytes
+    }
+}
+
+fn product(kernels: &Kernels, w: &Matrix<'_>, x: &Input) -> Vec<f32> {
+    let mut out = vec![f32::NAN; w.rows() * x.tokens()];
+    let shared = Out::new(&mut out, w.rows());
+    // As threads would do it.
+    let middle = w.rows() / 3;
+    kernels.product(w, 0..middle, x, &shared);
+    kernels.product(w, middle..w.rows(), x, &shared);
+    out
+}
+
+/// The product in f64 of what the kernel is given, and the sum of the terms' sizes.
+fn exact(w: &Matrix<'_>, x: &Input) -> Vec<(f64, f64)> {
+    let cols = w.cols();
+    let mut out = vec![(0.0, 0.0); w.rows() * x.tokens()];
+    let mut weights = vec![0.0; cols];
+    for row in 0..w.rows() {
+        dequantize(w.kind(), w.row(row), &mut weights);
+        for token in 0..x.tokens() {
+            let (mut sum, mut size) = (0.0, 0.0);
+            for (c, weight) in weights.iter().enumerate() {
+                let at = token * cols + c;
+                let value = match w.kind() {
+                    Kind::F32 | Kind::F16 | Kind::BF16 => f64::from(x.values()[at]),
+                    _ => f64::from(x.q()[at]) * f64::from(x.scales()[at / 32]),
+                };
+                let term = value * f64::from(*weight);
+                sum += term;
+                size += term.abs();
+            }
+            out[token * w.rows() + row] = (sum, size);
+        }
+    }
+    out
+}
+
+#[test]
+fn products_of_every_kind_and_shape() {
+    let mut random = Random(1);
+    let shapes = [
+        (1, 1, 1),
+        (3, 1, 2),
+        (16, 2, 1),
+        (17, 3, 3),
+        (31, 9, 4),
+        (33, 8, 5),
+        (50, 4, 7),
+        (70, 1, 70),
+        (40, 17, 130),
+    ];
+    for kind in Kind::ALL {
+        for (rows, units, tokens) in shapes {
+            for (cut, scale) in [(0, 1.0), (1, 1e4), (0, 1e-12), (0, 0.0)] {
+                let unit = kind.block_len().max(32);
+                let more = units * unit;
+                let cols = more - cut.min(units - 1) * unit;
+                let bytes = random.weights(kind, rows, more);
+                let whole = Matrix::new(kind, rows, more, &bytes).unwrap();
+                let w = whole.first_cols(cols).unwrap();
+                let mut x = Input::default();
+                // One sign more often than the other: offsets and minima count.
+                let mut values = random.values(tokens * cols, scale);
+                values.iter_mut().for_each(|v| *v += 0.3 * scale);
+                for kernels in Kernels::all() {
+                    x.set(kernels, &values, tokens, cols);
+                    let got = product(kernels, &w, &x);
+                    for (i, (got, (sum, size))) in got.iter().zip(exact(&w, &x)).enumerate() {
+                        let error = (f64::from(*got) - sum).abs();
+                        assert!(
+                            error <= 4e-6 * size + 1e-30,
+                            "{} {kind:?} {rows}x{cols} {tokens} tokens, {i}: {got} for {sum}, \
+                             terms {size}",
+                            kernels.name(),
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn floats_of_odd_lengths() {
+    let mut random = Random(2);
+    for kind in [Kind::F32, Kind::F16, Kind::BF16] {
+        for cols in [1, 5, 16, 63, 129, 300] {
+            let bytes = random.weights(kind, 5, cols);
+            let w = Matrix::new(kind, 5, cols, &bytes).unwrap();
+            for kernels in Kernels::all() {
+                let mut x = Input::default();
+                x.set(kernels, &random.values(7 * cols, 1.0), 7, cols);
+                for (got, (sum, size)) in product(kernels, &w, &x).iter().zip(exact(&w, &x)) {
+                    assert!((f64::from(*got) - sum).abs() <= 1e-6 * size, "{kind:?} {cols}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn hostile_blocks_do_no_harm() {
+    let mut random = Random(3);
+    for kind in Kind::ALL {
+        let (rows, cols) = (19, 512);
+        for filler in [0x00, 0x7c, 0xff, 0x80] {
+            let mut bytes = vec![filler; kind.row_bytes(cols).unwrap() * rows];
+            for byte in bytes.iter_mut().step_by(7) {
+                *byte = random.bits() as u8;
+            }
+            let w = Matrix::new(kind, rows, cols, &bytes).unwrap();
+            let mut values = random.values(3 * cols, 1.0);
+            values[5] = f32::NAN;
+            values[600] = f32::INFINITY;
+            values[1100] = f32::MAX;
+            for kernels in Kernels::all() {
+                let mut x = Input::default();
+                x.set(kernels, &values, 3, cols);
+                let _ = product(kernels, &w, &x);
+            }
+            let mut out = vec![0.0; cols];
+            dequantize(kind, w.row(0), &mut out);
+        }
+    }
+}
+
+#[test]
+#[cfg(not(debug_assertions))]
+fn sizes_that_do_not_fit_write_nothing() {
+    let mut random = Random(4);
+    let bytes = random.weights(Kind::Q4_0, 8, 64);
+    let w = Matrix::new(Kind::Q4_0, 8, 64, &bytes).unwrap();
+    for kernels in Kernels::all() {
+        let mut x = Input::default();
+        let mut out = vec![7.0; 16];
+        x.set(kernels, &random.values(64, 1.0), 2, 32);
+        kernels.product(&w, 0..8, &x, &Out::new(&mut out, 8));
+        x.set(kernels, &random.values(128, 1.0), 2, 64);
+        kernels.product(&w, 0..9, &x, &Out::new(&mut out, 8));
+        kernels.product(&w, 0..8, &x, &Out::new(&mut out, 7));
+        kernels.product(&w, 0..8, &x, &Out::new(&mut out, 9));
+        x.values_mut(2, 64);
+        kernels.product(&w, 0..8, &x, &Out::new(&mut out, 8));
+        assert!(out.iter().all(|v| (v - 7.0).abs() < 1e-9), "{}", kernels.name());
+    }
+}
+
+#[test]
+fn int8_copies_are_the_same_everywhere() {
+    let mut random = Random(5);
+    let mut values = random.values(4 * 96, 3.0);
+    values[..32].fill(0.0);
+    values[32..64].iter_mut().for_each(|v| *v *= 1e-37);
+    values[64..96].iter_mut().for_each(|v| *v *= 1e37);
+    let mut plain = Input::default();
+    plain.set(Kernels::all()[0], &values, 4, 96);
+    assert_eq!((plain.q()[0], plain.scales()[0].to_bits()), (0, 0));
+    assert_eq!(plain.q().iter().map(|q| q.unsigned_abs()).max(), Some(127));
+    for kernels in Kernels::all() {
+        let mut x = Input::default();
+        x.set(kernels, &random.values(64 * 320, 1.0), 64, 320);
+        x.values_mut(4, 96).copy_from_slice(&values);
+        x.quantize(kernels);
+        assert_eq!((x.q(), x.scales()), (plain.q(), plain.scales()), "{}", kernels.name());
+        assert_eq!((x.sums(), x.halves()), (plain.sums(), plain.halves()), "{}", kernels.name());
+        assert_eq!(x.values(), values);
+    }
+}
+
+#[test]
+fn rows_of_a_cache() {
+    let mut random = Random(6);
+    for kernels in Kernels::all() {
+        for len in [0, 1, 15, 16, 17, 64, 128, 200, 256] {
+            let (a, b) = (random.values(len, 2.0), random.values(len, 1.0));
+            let near = |got: f32, b: &[f32], what: &str| {
+                let terms = || a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
+                let size: f64 = terms().map(f64::abs).sum();
+                let error = (f64::from(got) - terms().sum::<f64>()).abs();
+                assert!(error <= 1e-6 * size, "{} {what} {len}", kernels.name());
+            };
+            near(kernels.dot(&a, &b), &b, "dot");
+            let mut halves = vec![f16::ZERO; len];
+            kernels.to_f16(&b, &mut halves);
+            let rounded: Vec<f16> = b.iter().map(|b| f16::from_f32(*b)).collect();
+            assert_eq!(halves, rounded, "{}", kernels.name());
+            let rounded: Vec<f32> = rounded.iter().map(|b| b.to_f32()).collect();
+            near(kernels.dot_f16(&a, &halves), &rounded, "dot_f16");
+            let add = |got: &[f32], v: &[f32], what: &str| {
+                for ((got, a), v) in got.iter().zip(&a).zip(v) {
+                    assert!((got - (a + 0.7 * v)).abs() < 1e-6, "{} {what}", kernels.name());
+                }
+            };
+            let mut acc = a.clone();
+            kernels.add_scaled_f16(&mut acc, 0.7, &halves);
+            add(&acc, &rounded, "add_scaled_f16");
+            let mut blocks = Vec::new();
+            if quantize(Kind::Q8_0, &b, &mut blocks) {
+                let mut rounded = vec![0.0; len];
+                dequantize(Kind::Q8_0, &blocks, &mut rounded);
+                near(kernels.dot_q8_0(&a, &blocks), &rounded, "dot_q8_0");
+                let mut acc = a.clone();
+                kernels.add_scaled_q8_0(&mut acc, 0.7, &blocks);
+                add(&acc, &rounded, "add_scaled_q8_0");
+            }
+        }
+    }
+}
+
+#[test]
+fn gelu_is_near_its_formula() {
+    let formula = |x: f64| {
+        let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+        // 0.5 (1 + tanh u) without its cancellation.
+        x / (1.0 + (-2.0 * u).exp())
+    };
+    let mut x: Vec<f32> = (-9000..=9000).map(|i| i as f32 / 1000.0).collect();
+    x.extend([1e-30, -1e-30, 0.0, 50.0, -50.0, 1e20, -1e20, f32::MAX, f32::MIN]);
+    x.extend([f32::INFINITY, f32::NAN]);
+    for kernels in Kernels::all() {
+        let mut gate = x.clone();
+        kernels.gelu_times(&mut gate, &vec![2.0; x.len()]);
+        for (x, got) in x.iter().zip(&gate) {
+            let want = 2.0 * formula(f64::from(*x));
+            let error = (f64::from(*got) - want).abs();
+            // Below zero the result is a power of e, whose exponent is a float too.
+            let exponent = -1.6 * f64::from(*x) + 0.0714 * f64::from(-*x).powi(3);
+            let relative = 6e-7 + exponent.clamp(0.0, 90.0) * 1.2e-7;
+            let fine = error <= relative * want.abs() + 1e-37
+                || (want.is_nan() && got.is_nan())
+                || f64::from(*got) == want
+                || (want > f64::from(f32::MAX) && got.is_infinite());
+            assert!(fine, "{} gelu({x}) 2 = {got} for {want}", kernels.name());
+        }
+    }
+}
+
+#[test]
+fn softmax_terms() {
+    for kernels in Kernels::all() {
+        for len in [1, 7, 16, 100] {
+            let values: Vec<f32> = (0..len).map(|i| 5.0 - 1.7 * i as f32).collect();
+            let mut got = values.clone();
+            let sum = kernels.exp_sub_sum(&mut got, 5.0);
+            let mut total = 0.0;
+            for (value, got) in values.iter().zip(&got) {
+                let want = (f64::from(*value) - 5.0).exp();
+                total += want;
+                assert!((f64::from(*got) - want).abs() <= 3e-7 * want + 1e-37, "{value}: {got}");
+            }
+            assert!((f64::from(sum) - total).abs() <= 1e-6 * total, "{}", kernels.name());
+        }
+        let mut values = vec![f32::NEG_INFINITY; 20];
+        values[3] = 0.0;
+        values[4] = f32::NAN;
+        let _ = kernels.exp_sub_sum(&mut values, 0.0);
+        assert_eq!((values[0], values[3], values[19]), (0.0, 1.0, 0.0), "{}", kernels.name());
+        assert!(values[4].is_nan(), "{}", kernels.name());
+    }
+}
+
+#[test]
+fn blocks_are_read_as_candle_reads_them() {
+    use candle_core::quantized::{GgmlDType, QTensor};
+    use candle_core::{Device, Tensor};
+    let mut random = Random(7);
+    let values = random.values(6 * 512, 0.5);
+    let tensor = Tensor::from_vec(values.clone(), (6, 512), &Device::Cpu).unwrap();
+    for (kind, theirs) in [
+        (Kind::F32, GgmlDType::F32),
+        (Kind::F16, GgmlDType::F16),
+        (Kind::BF16, GgmlDType::BF16),
+        (Kind::Q4_0, GgmlDType::Q4_0),
+        (Kind::Q8_0, GgmlDType::Q8_0),
+        (Kind::Q4_K, GgmlDType::Q4K),
+        (Kind::Q5_K, GgmlDType::Q5K),
+        (Kind::Q6_K, GgmlDType::Q6K),
+    ] {
+        let quantized = QTensor::quantize(&tensor, theirs).unwrap();
+        let bytes = quantized.data().unwrap();
+        let read = quantized.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap();
+        let read = read.to_vec1::<f32>().unwrap();
+        let mut got = vec![0.0; values.len()];
+        dequantize(kind, &bytes, &mut got);
+        for (got, want) in got.iter().zip(&read) {
+            assert!((got - want).abs() <= 1e-6 * want.abs() + 1e-7, "{kind:?} {got} for {want}");
+        }
+        let mut ours = Vec::new();
+        if quantize(kind, &values, &mut ours) {
+            let same = ours.iter().zip(bytes.iter()).filter(|(a, b)| a == b).count();
+            assert!(same * 100 >= ours.len() * 99, "{kind:?}: {same} of {}", ours.len());
+        }
+    }
+}
