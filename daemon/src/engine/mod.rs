@@ -10,8 +10,6 @@ mod checkpoint;
 #[cfg(feature = "mistralrs")]
 mod mistralrs;
 mod sim;
-#[cfg_attr(not(feature = "mistralrs"), allow(dead_code, reason = "written for mistral.rs only"))]
-mod sizes;
 mod thread;
 #[cfg(feature = "mistralrs")]
 mod towers;

@@ -14,11 +14,11 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use nestd_elastic::sizes;
 use serde_json::{Map, Value, json};
 
 use super::checkpoint::safetensors::Tensor;
 use super::checkpoint::{Checkpoint, SIZES_FILE, Wanted};
-use super::sizes;
 
 /// Goes up when what is written changes, so that older folders are not used.
 const FORMAT: u32 = 1;

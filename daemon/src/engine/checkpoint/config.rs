@@ -1,9 +1,8 @@
 //! What `config.json` and `generation_config.json` of a Gemma 3n folder say, checked: every number is
 //! bounded, so that products of them cannot overflow. Called by the parent module and by `view`.
 
+use nestd_elastic::sizes::Shape;
 use serde::Deserialize;
-
-use super::super::sizes::Shape;
 
 /// Where a key is absent, mistral.rs takes these.
 const HEADS: u64 = 8;

@@ -5,10 +5,10 @@
 //! module.
 
 use super::super::Isq;
-use super::super::sizes::Size;
 use super::config::Config;
 use super::tensors;
 use super::towers;
+use nestd_elastic::sizes::Size;
 
 /// The process with its runtimes and an empty cache: measured.
 const BASE_BYTES: u64 = 24 << 20;

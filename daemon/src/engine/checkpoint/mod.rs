@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use self::config::{Config, Generation};
 use self::safetensors::Tensor;
 use super::Isq;
-use super::sizes::{self, Size};
 use crate::types::{EngineKind, Error, ModelInfo, SizeInfo};
+use nestd_elastic::sizes::{self, Size};
 
 pub use self::tensors::Wanted;
 

@@ -2,13 +2,12 @@
 //! layers are skipped.
 //!
 //! Its columns are those of the table that Gemma 3n's publisher ships. A model's folder may hold one
-//! of its own (`sizes.csv`); the published one goes for checkpoints of the published dimensions.
-//! Called by `checkpoint`; `view` writes what was understood for mistral.rs to read.
+//! of its own; the published one goes for models of the published dimensions.
 
 use std::fmt::Write as _;
 
 /// The table that Gemma 3n's publisher ships with the E4B checkpoint.
-pub const PUBLISHED: &str = include_str!("../../data/gemma3n-sizes.csv");
+pub const PUBLISHED: &str = include_str!("../data/gemma3n-sizes.csv");
 
 const NAME: &str = "name";
 const LAYERS: &str = "# Layers";
@@ -32,6 +31,39 @@ pub struct Size {
     pub widths: Vec<u64>,
     /// The layers that are left out, in ascending order.
     pub skipped: Vec<usize>,
+}
+
+impl Size {
+    /// The width of every layer of the model, skipped ones included.
+    #[must_use]
+    pub fn slice(&self) -> Slice {
+        let mut kept = self.widths.iter();
+        let width = |layer| match self.skipped.contains(&layer) {
+            true => None,
+            false => kept.next().map(|width| usize::try_from(*width).unwrap_or(usize::MAX)),
+        };
+        Slice { widths: (0..self.widths.len() + self.skipped.len()).map(width).collect() }
+    }
+}
+
+/// A size as the forward pass takes it: for each layer the FFN width, or None if the layer is skipped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    widths: Vec<Option<usize>>,
+}
+
+impl Slice {
+    /// Any mix of widths.
+    #[must_use]
+    pub fn new(widths: Vec<Option<usize>>) -> Self {
+        Self { widths }
+    }
+
+    /// For each layer its width; None is skipped.
+    #[must_use]
+    pub fn widths(&self) -> &[Option<usize>] {
+        &self.widths
+    }
 }
 
 /// What a table is checked against, from the model's configuration.

@@ -1,0 +1,30 @@
+//! Gemma 3n on mapped GGUF weights, any MatFormer size at any token.
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`gguf`] | the header of a model's file, read where it lies; a writer |
+//! | [`map`] | the file's mapping: what of it is in memory, and what happens when it is cut (`fault`) |
+//! | [`tensor`] | kinds of weights, matrices as views of a mapping |
+//! | [`config`] | a model's shape, from its header |
+//! | [`sizes`] | MatFormer sizes: the table, and a size as an argument of a step |
+//! | [`model`] | all of the above as one checked model |
+//! | [`kv`] | the KV caches of one sequence |
+//! | [`kernels`] | products of quantized matrices, chosen for the CPU at run time |
+//! | [`pool`] | the computing threads |
+//! | [`forward`] | one step of the model for some tokens of some sequences |
+//! | [`text`] | text to tokens and back, the chat template, the choice of the next token |
+//! | [`error`] | what can be wrong |
+
+pub mod config;
+pub mod error;
+mod fault;
+pub mod forward;
+pub mod gguf;
+pub mod kernels;
+pub mod kv;
+pub mod map;
+pub mod model;
+pub mod pool;
+pub mod sizes;
+pub mod tensor;
+pub mod text;

@@ -1,0 +1,267 @@
+//! A model: its file mapped, and every tensor that the forward pass reads, found and checked.
+//!
+//! Matrices stay where they are. Vectors (norms, `AltUp`'s small tables) are a few hundred KB and are
+//! copied out as f32.
+
+use std::path::Path;
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::gguf::{Header, Tensor};
+use crate::kernels;
+use crate::map::Mapping;
+use crate::sizes::{Size, Slice};
+use crate::tensor::Matrix;
+
+/// A model that can be run.
+pub struct Model {
+    map: Mapping,
+    config: Config,
+    pub(crate) weights: Weights,
+}
+
+/// Where every tensor of a model lies.
+pub(crate) struct Weights {
+    /// Token embeddings, which are the output matrix too unless the file has one.
+    pub embedding: Tensor,
+    pub output: Tensor,
+    /// Per-layer embeddings: a row for each token, all layers side by side.
+    pub ple_table: Tensor,
+    pub ple_projection: Tensor,
+    pub ple_norm: Vec<f32>,
+    /// For each further stream of the `AltUp` stack, in and out.
+    pub altup_in: Tensor,
+    pub altup_out: Tensor,
+    pub output_norm: Vec<f32>,
+    pub layers: Vec<Layer>,
+}
+
+/// The weights of one layer.
+pub(crate) struct Layer {
+    pub attn_norm: Vec<f32>,
+    pub q: Tensor,
+    pub q_norm: Vec<f32>,
+    /// None for a layer that reads another's cache.
+    pub kv: Option<KeyValue>,
+    pub o: Tensor,
+    pub post_attn_norm: Vec<f32>,
+    pub laurel_left: Tensor,
+    pub laurel_right: Tensor,
+    pub laurel_norm: Vec<f32>,
+    pub ffn_norm: Vec<f32>,
+    pub gate: Tensor,
+    pub up: Tensor,
+    pub down: Tensor,
+    pub post_ffn_norm: Vec<f32>,
+    pub router: Vec<f32>,
+    pub router_norm: Vec<f32>,
+    pub predict: Vec<f32>,
+    pub correct: Vec<f32>,
+    pub correct_scale: Vec<f32>,
+    pub ple_gate: Tensor,
+    pub ple_projection: Tensor,
+    pub post_ple_norm: Vec<f32>,
+}
+
+pub(crate) struct KeyValue {
+    pub k: Tensor,
+    pub k_norm: Vec<f32>,
+    pub v: Tensor,
+}
+
+impl Model {
+    /// Opens a file and checks everything that the forward pass relies on.
+    pub fn open(path: &Path) -> Result<Self> {
+        let map = Mapping::open(path)?;
+        let header = Header::read(map.bytes())?;
+        let config = Config::read(&header)?;
+        let weights = Find { header: &header, file: map.bytes(), config: &config }.weights()?;
+        drop(header);
+        // What is read a row here and a row there shall not pull in its neighbours.
+        map.expect_random(&range(&weights.ple_table));
+        Ok(Self { map, config, weights })
+    }
+
+    /// Its file.
+    #[must_use]
+    pub fn map(&self) -> &Mapping {
+        &self.map
+    }
+
+    /// Its shape.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The tokens that it knows.
+    #[must_use]
+    pub fn vocabulary(&self) -> usize {
+        self.weights.embedding.rows
+    }
+
+    /// A size as the forward pass takes it, checked against the weights.
+    pub fn slice(&self, size: &Size) -> Result<Slice> {
+        let slice = size.slice();
+        let wrong = |problem: String| Error::format(format!("size {:?}", size.name), problem);
+        if slice.widths().len() != self.weights.layers.len() {
+            return Err(wrong(format!("it is not for {} layers", self.weights.layers.len())));
+        }
+        for (index, (width, layer)) in slice.widths().iter().zip(&self.weights.layers).enumerate() {
+            let block = layer.down.kind.block_len();
+            match width {
+                None if index < self.config.own_kv => {
+                    return Err(wrong(format!("layer {index} is read by others")));
+                }
+                Some(width) if *width == 0 || *width > layer.down.cols || width % block != 0 => {
+                    return Err(wrong(format!(
+                        "the width {width} of layer {index} is no multiple of {block} up to {}",
+                        layer.down.cols
+                    )));
+                }
+                _ => {}
+            }
+        }
+        Ok(slice)
+    }
+
+    /// The whole model.
+    #[must_use]
+    pub fn full(&self) -> Slice {
+        Slice::new(self.config.widths.iter().map(|width| Some(*width)).collect())
+    }
+
+    /// A matrix of this model.
+    pub(crate) fn matrix(&self, tensor: &Tensor) -> Matrix<'_> {
+        self.stacked(tensor, 0)
+    }
+
+    /// One of the matrices that are stacked in a tensor of this model.
+    pub(crate) fn stacked(&self, tensor: &Tensor, index: usize) -> Matrix<'_> {
+        // Every tensor was checked when the model was opened; an empty matrix would multiply to nothing.
+        tensor.matrix(self.map.bytes(), index).unwrap_or_else(Matrix::empty)
+    }
+}
+
+/// Where a tensor lies in the file.
+pub(crate) fn range(tensor: &Tensor) -> std::ops::Range<usize> {
+    tensor.start..tensor.start + tensor.len
+}
+
+/// Finds tensors by name and checks their shapes.
+struct Find<'h, 'a> {
+    header: &'h Header<'a>,
+    file: &'a [u8],
+    config: &'h Config,
+}
+
+impl Find<'_, '_> {
+    fn any(&self, name: &str) -> Result<Tensor> {
+        self.header.tensor(name).ok_or_else(|| {
+            Error::format(name, "the tensor is missing, or of a kind that is not known here")
+        })
+    }
+
+    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Tensor> {
+        self.stack(name, 1, rows, cols)
+    }
+
+    fn stack(&self, name: &str, count: usize, rows: usize, cols: usize) -> Result<Tensor> {
+        let tensor = self.any(name)?;
+        let (is, wanted) = ((tensor.count, tensor.rows, tensor.cols), (count, rows, cols));
+        if is == wanted {
+            return Ok(tensor);
+        }
+        Err(Error::format(name, format!("it is of shape {is:?}, and {wanted:?} is needed")))
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        self.small(name, 1, len)
+    }
+
+    fn small(&self, name: &str, rows: usize, cols: usize) -> Result<Vec<f32>> {
+        let tensor = self.matrix(name, rows, cols)?;
+        let mut values = vec![0.0; rows * cols];
+        kernels::dequantize(tensor.kind, tensor.bytes(self.file), &mut values);
+        if values.iter().all(|value: &f32| value.is_finite()) {
+            Ok(values)
+        } else {
+            Err(Error::format(name, "not all of its values are finite"))
+        }
+    }
+
+    fn weights(&self) -> Result<Weights> {
+        let Config { hidden, ple, altup, .. } = *self.config;
+        let layers = self.config.layers();
+        let embedding = self.any("token_embd.weight")?;
+        let vocabulary = embedding.rows;
+        if embedding.count != 1 || embedding.cols != hidden || vocabulary > 1 << 22 {
+            return Err(Error::format("token_embd.weight", "its shape is not the model's"));
+        }
+        let output = match self.header.tensor("output.weight") {
+            Some(_) => self.matrix("output.weight", vocabulary, hidden)?,
+            None => embedding,
+        };
+        let ple_table = self.any("per_layer_token_embd.weight")?;
+        if (ple_table.count, ple_table.cols) != (1, layers * ple) || ple_table.rows > vocabulary {
+            let problem = format!("its rows are not {} wide", layers * ple);
+            return Err(Error::format("per_layer_token_embd.weight", problem));
+        }
+        Ok(Weights {
+            embedding,
+            output,
+            ple_table,
+            ple_projection: self.matrix("per_layer_model_proj.weight", layers * ple, hidden)?,
+            ple_norm: self.vector("per_layer_proj_norm.weight", ple)?,
+            altup_in: self.stack("altup_proj.weight", altup - 1, hidden, hidden)?,
+            altup_out: self.stack("altup_unembd_proj.weight", altup - 1, hidden, hidden)?,
+            output_norm: self.vector("output_norm.weight", hidden)?,
+            layers: (0..layers).map(|index| self.layer(index)).collect::<Result<_>>()?,
+        })
+    }
+
+    fn layer(&self, index: usize) -> Result<Layer> {
+        let Config { hidden, heads, head_dim, ple, altup, .. } = *self.config;
+        let (query, key) = (heads * head_dim, self.config.kv_width());
+        let width = self.config.widths.get(index).copied().unwrap_or(0);
+        let name = |part: &str| format!("blk.{index}.{part}.weight");
+        let matrix = |part: &str, rows, cols| self.matrix(&name(part), rows, cols);
+        let vector = |part: &str, len| self.vector(&name(part), len);
+        let laurel_left = self.any(&name("laurel_l"))?;
+        let rank = laurel_left.rows;
+        let kv = if index < self.config.own_kv {
+            Some(KeyValue {
+                k: matrix("attn_k", key, hidden)?,
+                k_norm: vector("attn_k_norm", head_dim)?,
+                v: matrix("attn_v", key, hidden)?,
+            })
+        } else {
+            None
+        };
+        let down = matrix("ffn_down", hidden, width)?;
+        Ok(Layer {
+            attn_norm: vector("attn_norm", hidden)?,
+            q: matrix("attn_q", query, hidden)?,
+            q_norm: vector("attn_q_norm", head_dim)?,
+            kv,
+            o: matrix("attn_output", hidden, query)?,
+            post_attn_norm: vector("post_attention_norm", hidden)?,
+            laurel_left: matrix("laurel_l", rank, hidden)?,
+            laurel_right: matrix("laurel_r", hidden, rank)?,
+            laurel_norm: vector("laurel_post_norm", hidden)?,
+            ffn_norm: vector("ffn_norm", hidden)?,
+            gate: matrix("ffn_gate", width, hidden)?,
+            up: matrix("ffn_up", width, hidden)?,
+            down,
+            post_ffn_norm: vector("post_ffw_norm", hidden)?,
+            router: self.small(&name("altup_router"), altup, hidden)?,
+            router_norm: vector("altup_router_norm", hidden)?,
+            predict: self.small(&name("altup_predict_coef"), altup * altup, altup)?,
+            correct: self.small(&name("altup_correct_coef"), altup, altup)?,
+            correct_scale: vector("altup_correct_scale", hidden)?,
+            ple_gate: matrix("inp_gate", ple, hidden)?,
+            ple_projection: matrix("proj", hidden, ple)?,
+            post_ple_norm: vector("post_norm", hidden)?,
+        })
+    }
+}

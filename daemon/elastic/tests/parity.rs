@@ -1,0 +1,157 @@
+//! Logits of the demo model against those of the reference implementation in `transformers`, in F32: at
+//! every position, every size, and across switches of the size.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
+
+mod demo;
+
+use demo::Tensors;
+use nestd_elastic::forward::{Logits, Part, Runner};
+use nestd_elastic::kernels::Kernels;
+use nestd_elastic::kv::{Sequence, Shape, Store};
+use nestd_elastic::model::Model;
+use nestd_elastic::pool::{Pool, Settings};
+use nestd_elastic::sizes::Slice;
+use nestd_elastic::tensor::Kind;
+
+struct Bench {
+    model: Model,
+    runner: Runner,
+    references: Tensors,
+    about: serde_json::Value,
+    _folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(kind: Kind, kernels: &'static Kernels) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("demo.gguf");
+        demo::write_gguf(&path, kind);
+        let pool = Pool::new(&Settings { threads: 2, ..Settings::default() }).unwrap();
+        let about = std::fs::read(demo::folder().join("references/references.json")).unwrap();
+        Self {
+            model: Model::open(&path).unwrap(),
+            runner: Runner::new(pool, Some(kernels)),
+            references: Tensors::read(&demo::folder().join("references/references.safetensors")),
+            about: serde_json::from_slice(&about).unwrap(),
+            _folder: folder,
+        }
+    }
+
+    fn slice(&self, name: &str) -> Slice {
+        let ladder = demo::ladder();
+        let size = ladder.iter().find(|size| size.name == name).unwrap();
+        self.model.slice(size).unwrap()
+    }
+
+    fn sequence(&self, store: Store) -> Sequence {
+        Sequence::new(&Shape::new(self.model.config(), 1024, store))
+    }
+
+    /// Logits of every position, the tokens given in steps of `chunk`.
+    fn logits(
+        &mut self,
+        sequence: &mut Sequence,
+        ids: &[u32],
+        slice: &Slice,
+        chunk: usize,
+    ) -> Vec<f32> {
+        let mut all = Vec::new();
+        for tokens in ids.chunks(chunk) {
+            let part = Part { sequence, tokens, logits: Logits::All };
+            all.extend(self.runner.step(&self.model, slice, &mut [part]).unwrap());
+        }
+        all
+    }
+
+    /// The largest difference from what is stored under `key`.
+    fn difference(&self, key: &str, logits: &[f32]) -> f32 {
+        let vocabulary = self.model.vocabulary();
+        let ids = self.references.integers(&format!("{key}.top_ids"));
+        let top = self.references.floats(&format!("{key}.top"));
+        let sums = self.references.floats(&format!("{key}.logsumexp"));
+        let each = ids.len() / sums.len();
+        let skipped = logits.len() / vocabulary - sums.len();
+        let rows = logits.chunks(vocabulary).skip(skipped);
+        let mut worst = 0.0_f32;
+        for (row, ((ids, top), sum)) in rows.zip(ids.chunks(each).zip(top.chunks(each)).zip(&sums))
+        {
+            for (id, top) in ids.iter().zip(top) {
+                worst = worst.max((row[*id as usize] - top).abs());
+            }
+            let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let here = highest + row.iter().map(|v| (v - highest).exp()).sum::<f32>().ln();
+            worst = worst.max((here - sum).abs());
+        }
+        worst
+    }
+
+    fn ids(&self, chat: usize) -> Vec<u32> {
+        self.references.integers(&format!("chat.{chat}.ids"))
+    }
+
+    fn names(&self) -> Vec<String> {
+        let names = self.about["sizes"].as_array().unwrap();
+        names.iter().map(|name| name.as_str().unwrap().to_owned()).collect()
+    }
+
+    fn chats(&self) -> usize {
+        self.about["chats"].as_array().unwrap().len()
+    }
+
+    /// The largest difference over all chats and sizes, and over all switches.
+    fn everything(&mut self, store: Store, chats: usize) -> (f32, f32) {
+        let (mut sizes, mut switches) = (0.0_f32, 0.0_f32);
+        for name in self.names() {
+            let slice = self.slice(&name);
+            for chat in 0..chats.min(self.chats()) {
+                let (ids, mut sequence) = (self.ids(chat), self.sequence(store));
+                let chunk = [1, 7, 64, 128][chat % 4];
+                let logits = self.logits(&mut sequence, &ids, &slice, chunk);
+                sizes = sizes.max(self.difference(&format!("chat.{chat}.{name}"), &logits));
+            }
+        }
+        let about = self.about["switches"].as_array().unwrap().clone();
+        for (index, switch) in about.iter().enumerate() {
+            let ids = self.ids(switch["chat"].as_u64().unwrap() as usize);
+            let (before, after) = ids.split_at(switch["position"].as_u64().unwrap() as usize);
+            let mut sequence = self.sequence(store);
+            let from = self.slice(switch["from"].as_str().unwrap());
+            let to = self.slice(switch["to"].as_str().unwrap());
+            let mut logits = self.logits(&mut sequence, before, &from, 64);
+            logits.extend(self.logits(&mut sequence, after, &to, 1));
+            switches = switches.max(self.difference(&format!("switch.{index}"), &logits));
+        }
+        (sizes, switches)
+    }
+}
+
+#[test]
+fn logits_equal_the_reference_at_every_size_and_across_switches() {
+    for kernels in Kernels::all() {
+        let mut bench = Bench::new(Kind::F32, kernels);
+        // The slow ones are compared with the scalar ones elsewhere.
+        let chats = if kernels.name() == Kernels::best().name() { usize::MAX } else { 2 };
+        let (sizes, switches) = bench.everything(Store::F32, chats);
+        println!("{}: sizes {sizes:.1e}, switches {switches:.1e}", kernels.name());
+        assert!(sizes < 1e-3 && switches < 1e-3, "{}: {sizes} {switches}", kernels.name());
+    }
+}
+
+/// What quantization costs, in logits between -30 and 30. Where a bound is passed, something else is
+/// wrong: they are twice what was measured.
+#[test]
+fn quantized_logits_stay_within_a_bound() {
+    for (kind, store, bound) in [
+        (Kind::F32, Store::F16, 0.1),
+        (Kind::F16, Store::F16, 0.1),
+        (Kind::F32, Store::Q8_0, 1.0),
+        (Kind::Q8_0, Store::F16, 2.0),
+        (Kind::Q8_0, Store::Q8_0, 2.0),
+    ] {
+        let mut bench = Bench::new(kind, Kernels::best());
+        let (sizes, switches) = bench.everything(store, 6);
+        println!("{} {store:?}: sizes {sizes:.1e}, switches {switches:.1e}", kind.name());
+        assert!(sizes < bound && switches < bound, "{} {store:?}: {sizes} {switches}", kind.name());
+    }
+}
