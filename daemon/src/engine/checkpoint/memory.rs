@@ -4,11 +4,12 @@
 //! size while loading, but the kernel takes them back when memory is short. Called by the parent
 //! module.
 
+use nestd_elastic::sizes::Size;
+
 use super::super::Isq;
 use super::config::Config;
 use super::tensors;
 use super::towers;
-use nestd_elastic::sizes::Size;
 
 /// The process with its runtimes and an empty cache: measured.
 const BASE_BYTES: u64 = 24 << 20;

@@ -14,11 +14,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nestd_elastic::sizes::{self, Size};
+
 use self::config::{Config, Generation};
 use self::safetensors::Tensor;
 use super::Isq;
 use crate::types::{EngineKind, Error, ModelInfo, SizeInfo};
-use nestd_elastic::sizes::{self, Size};
 
 pub use self::tensors::Wanted;
 
