@@ -103,7 +103,7 @@ impl Kind {
     /// Bytes of a row of `cols` weights; None if `cols` is no whole number of blocks, or absurd.
     #[must_use]
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
-        (cols % self.block_len() == 0)
+        cols.is_multiple_of(self.block_len())
             .then(|| (cols / self.block_len()).checked_mul(self.block_bytes()))
             .flatten()
     }
@@ -182,7 +182,8 @@ impl<'a> Matrix<'a> {
     /// The same with the first `cols` columns only; None unless that is a whole number of blocks.
     #[must_use]
     pub fn first_cols(&self, cols: usize) -> Option<Self> {
-        (cols <= self.cols && cols % self.kind.block_len() == 0).then_some(Self { cols, ..*self })
+        (cols <= self.cols && cols.is_multiple_of(self.kind.block_len()))
+            .then_some(Self { cols, ..*self })
     }
 
     /// The same with these rows only; None if there are not as many.

@@ -4,6 +4,7 @@
 #![allow(clippy::inline_always, reason = "must take on the caller's target features")]
 #![allow(clippy::cast_ptr_alignment, reason = "loads and stores of any alignment")]
 
+#[allow(clippy::wildcard_imports, reason = "intrinsics, named by their prefix")]
 use std::arch::x86_64::*;
 
 use crate::kernels::lanes::{Lanes, operations, table};

@@ -80,10 +80,10 @@ fn q4_k(block: &[u8], out: &mut [f32]) {
         packed.chunks_exact(32).zip(out.chunks_exact_mut(64)).zip(scales.as_chunks::<2>().0)
     {
         let (low, high) = out.split_at_mut(32);
-        let [(scale, min), (scale2, min2)] = scales;
+        let [(first, less), (second, less2)] = scales;
         for ((packed, low), high) in packed.iter().zip(low).zip(high) {
-            *low = scale * f32::from(packed & 15) - min;
-            *high = scale2 * f32::from(packed >> 4) - min2;
+            *low = first * f32::from(packed & 15) - less;
+            *high = second * f32::from(packed >> 4) - less2;
         }
     }
 }
@@ -94,11 +94,11 @@ fn q5_k(block: &[u8], out: &mut [f32]) {
     let groups = packed.chunks_exact(32).zip(out.chunks_exact_mut(64));
     for (j, ((packed, out), scales)) in groups.zip(scales.as_chunks::<2>().0).enumerate() {
         let (low, high) = out.split_at_mut(32);
-        let [(scale, min), (scale2, min2)] = scales;
+        let [(first, less), (second, less2)] = scales;
         for (((packed, bits), low), high) in packed.iter().zip(bits).zip(low).zip(high) {
             let fifth = |j: usize| (bits >> j & 1) << 4;
-            *low = scale * f32::from(packed & 15 | fifth(2 * j)) - min;
-            *high = scale2 * f32::from(packed >> 4 | fifth(2 * j + 1)) - min2;
+            *low = first * f32::from(packed & 15 | fifth(2 * j)) - less;
+            *high = second * f32::from(packed >> 4 | fifth(2 * j + 1)) - less2;
         }
     }
 }
@@ -132,7 +132,7 @@ fn q6_k(block: &[u8], out: &mut [f32]) {
 /// cannot write or values that are no whole number of blocks.
 #[must_use]
 pub fn quantize(kind: Kind, values: &[f32], out: &mut Vec<u8>) -> bool {
-    if values.len() % kind.block_len() != 0 {
+    if !values.len().is_multiple_of(kind.block_len()) {
         return false;
     }
     match kind {

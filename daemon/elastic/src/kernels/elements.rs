@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code, reason = "vector loads and stores, lengths checked at entry")]
 #![allow(clippy::inline_always, reason = "must take on the caller's target features")]
+#![allow(clippy::indexing_slicing, reason = "slices up to the shorter length, arrays of four")]
 
 use half::f16;
 
@@ -183,7 +184,7 @@ unsafe fn exp<L: Lanes>(x: L::F) -> L::F {
         let n = L::round(L::mul(x, L::splat(std::f32::consts::LOG2_E)));
         let whole = L::float(n);
         // ln 2 in two parts, the first with so few bits that its multiples are exact.
-        let r = L::fnma(whole, L::splat(0.693_359_375), x);
+        let r = L::fnma(whole, L::splat(355.0 / 512.0), x);
         let r = L::fnma(whole, L::splat(-2.121_944_4e-4), r);
         let mut sum = L::splat(1.0 / 5040.0);
         for term in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {

@@ -45,7 +45,7 @@ impl Input {
     /// Makes the int8 copies: scale = absmax / 127, rounded to the nearest.
     pub fn quantize(&mut self, kernels: &Kernels) {
         let count = self.values.len();
-        if self.cols % 32 != 0 {
+        if !self.cols.is_multiple_of(32) {
             return;
         }
         self.q.resize(count, 0);

@@ -4,10 +4,15 @@
 //! raw blocks of the band are unpacked once into a tile of bytes that stays in the nearest cache,
 //! where one register holds four consecutive columns of every row of the band. Then every token is
 //! multiplied with it: no sums across lanes, and as the scales of 16 rows are worked out at once,
-//! reading Q4_K is as cheap as reading Q4_0.
+//! reading `Q4_K` is as cheap as reading `Q4_0`.
 
 #![allow(unsafe_code, reason = "the inner loops: raw blocks, lengths checked at entry")]
 #![allow(clippy::inline_always, reason = "must take on the caller's target features")]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::needless_range_loop,
+    reason = "small arrays of registers, indexed by counters of unrolled loops"
+)]
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -22,6 +27,11 @@ const STRETCH: usize = 256;
 const BLOCKS: usize = STRETCH / 32;
 /// Tokens whose sums are kept at once; a band is unpacked again for the next ones.
 const TOKENS: usize = 128;
+
+/// How many stretches ahead weights are asked for.
+const AHEAD: usize = 2;
+/// Bytes that a lane reads without a gap, where rows are shorter.
+const STREAM: usize = 24576;
 /// Lanes of the widest registers.
 const MAX_LANES: usize = 16;
 
@@ -136,8 +146,7 @@ unsafe fn unpack_k_scales<L: Lanes>(head: [L::I; 4], tile: *mut Tile<L>) {
         let six = L::splat_i(63);
         let four = L::splat_i(15);
         let upper = L::splat_i(0x30);
-        for j in 0..4 {
-            let shift = 8 * j;
+        for (j, shift) in [(0, 0), (1, 8), (2, 16), (3, 24)] {
             let scale = L::and(L::shr(head[1], shift), six);
             let minimum = L::and(L::shr(head[2], shift), six);
             // The upper bits are bits 6 and 7 of the bytes before; here they become bits 4 and 5.
@@ -145,7 +154,6 @@ unsafe fn unpack_k_scales<L: Lanes>(head: [L::I; 4], tile: *mut Tile<L>) {
             let last = L::shr(head[3], shift);
             let scale2 = L::or(L::and(last, four), up(head[1]));
             let minimum2 = L::or(L::and(L::shr(last, 4), four), up(head[2]));
-            let j = j as usize;
             (*tile).scales[j][0] = L::mul(d, L::float(scale));
             (*tile).minima[j][0] = L::mul(dmin, L::float(minimum));
             (*tile).scales[j + 4][0] = L::mul(d, L::float(scale2));
@@ -201,11 +209,10 @@ impl Pack for Q5K {
             for half in 0..2 {
                 // Bit j of a byte is the fifth bit of that column in the j-th 32 columns.
                 let bits = L::gather(rows, offset + 16 + 16 * half);
-                for pair in 0..4 {
+                for (pair, j) in [(0, 0), (1, 2), (2, 4), (3, 6)] {
                     let low = &raw mut (*tile).weights[2 * pair];
                     let high = &raw mut (*tile).weights[2 * pair + 1];
                     let packed = L::gather(rows, offset + 48 + 32 * pair + 16 * half);
-                    let j = 2 * pair as i32;
                     for k in 0..4 {
                         let up = |j: i32| {
                             let moved = match j {
@@ -243,7 +250,7 @@ impl Pack for Q6K {
             for block in 0..BLOCKS {
                 for half in 0..2 {
                     let at = 2 * block + half;
-                    let byte = L::sar(L::shl(bytes[at / 4], 24 - 8 * (at % 4) as i32), 24);
+                    let byte = L::sar(L::shl(bytes[at / 4], [24, 16, 8, 0][at % 4]), 24);
                     let scale = L::mul(d, L::float(byte));
                     (*tile).scales[block][half] = scale;
                     (*tile).minima[block][half] = L::mul(scale, less);
@@ -384,21 +391,34 @@ impl Activations {
     }
 }
 
-/// The products of `R` registers of rows from `row` on, those before `end`, with every token.
-#[inline(always)]
-unsafe fn band<L: Lanes, P: Pack, const R: usize>(
-    w: &Matrix<'_>,
+/// `R` registers of rows, `apart` rows from lane to lane, those from `end` on left out.
+#[derive(Clone, Copy)]
+struct Band {
     row: usize,
+    apart: usize,
     end: usize,
+    /// Bytes from here to what the next band begins with.
+    next: usize,
+}
+
+/// The products of a band with every token.
+///
+/// # Safety
+/// As for `product`.
+#[inline(always)]
+unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize>(
+    w: &Matrix<'_>,
+    band: Band,
     x: &Input,
     out: &Out<'_>,
 ) {
     let mut rows = [std::ptr::null::<u8>(); 2 * MAX_LANES];
     for (i, pointer) in rows.iter_mut().enumerate().take(R * L::N) {
         // Past the end the last row again, whose products nobody keeps.
-        *pointer = w.row((row + i).min(end - 1)).as_ptr();
+        *pointer = w.row((band.row + i * band.apart).min(band.end - 1)).as_ptr();
     }
     let blocks = x.cols() / 32;
+    let stretches = blocks.div_ceil(BLOCKS);
     let step = P::KIND.block_bytes() * STRETCH / P::KIND.block_len();
     let mut tiles = MaybeUninit::<[Tile<L>; R]>::uninit();
     let tiles = tiles.as_mut_ptr().cast::<Tile<L>>();
@@ -412,7 +432,17 @@ unsafe fn band<L: Lanes, P: Pack, const R: usize>(
             for i in 0..tokens * R {
                 acc.add(i).write(L::splat(0.0));
             }
-            for stretch in 0..blocks.div_ceil(BLOCKS) {
+            for stretch in 0..stretches {
+                let ahead = stretch + AHEAD;
+                let ahead = match ahead.checked_sub(stretches) {
+                    None => ahead * step,
+                    Some(ahead) => band.next + ahead * step,
+                };
+                for row in rows.iter().take(R * L::N) {
+                    for line in (0..step).step_by(64) {
+                        L::prefetch(row.wrapping_add(ahead + line));
+                    }
+                }
                 let count = (blocks - stretch * BLOCKS).min(BLOCKS);
                 for r in 0..R {
                     let rows = rows.as_ptr().add(r * L::N);
@@ -432,21 +462,53 @@ unsafe fn band<L: Lanes, P: Pack, const R: usize>(
                 }
             }
             for token in 0..tokens {
+                let mut lanes = [0.0; 2 * MAX_LANES];
                 for r in 0..R {
-                    let row = row + r * L::N;
-                    let to = out.at(first + token, row);
-                    let value = *acc.add(token * R + r);
-                    if row + L::N <= end {
-                        L::store(to, value);
-                    } else {
-                        let mut lanes = [0.0; MAX_LANES];
-                        L::store(lanes.as_mut_ptr(), value);
-                        let count = end.saturating_sub(row);
-                        std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, count);
+                    L::store(lanes.as_mut_ptr().add(r * L::N), *acc.add(token * R + r));
+                }
+                for (i, value) in lanes.iter().enumerate().take(R * L::N) {
+                    let row = band.row + i * band.apart;
+                    if row < band.end {
+                        *out.at(first + token, row) = *value;
                     }
                 }
             }
         }
+    }
+}
+
+/// Multiplies the rows in bands of `R` registers.
+///
+/// # Safety
+/// As for `product`.
+#[inline(always)]
+unsafe fn multiply_rows<L: Lanes, P: Pack, const R: usize>(
+    w: &Matrix<'_>,
+    range: Range<usize>,
+    x: &Input,
+    out: &Out<'_>,
+) {
+    let lanes = R * L::N;
+    let stride = w.row_stride();
+    // Each lane walks through rows that follow each other, far enough that it is alone in a page of
+    // memory: the CPU's prefetcher follows one stream a page. An odd count, lest all lanes begin at
+    // the same place of a page and so compete for the same lines of the cache.
+    let most = if x.tokens() <= 8 { STREAM.div_ceil(stride.max(1)) | 1 } else { 1 };
+    let mut row = range.start;
+    while row < range.end {
+        let apart = most.min((range.end - row).div_ceil(lanes));
+        for i in 0..apart.min(range.end - row) {
+            let next = if i + 1 < apart { 1 } else { lanes * apart - i };
+            let band = Band {
+                row: row + i,
+                apart,
+                end: range.end.min(row + lanes * apart),
+                next: next * stride,
+            };
+            // SAFETY: the caller's contract is that of `multiply_band`.
+            unsafe { multiply_band::<L, P, R>(w, band, x, out) }
+        }
+        row += lanes * apart;
     }
 }
 
@@ -462,18 +524,13 @@ pub(super) unsafe fn product<L: Lanes, P: Pack>(
     x: &Input,
     out: &Out<'_>,
 ) {
-    let mut row = range.start;
-    // SAFETY: the caller's contract is that of `band`.
+    // Two registers of rows share each activation; a single token gains nothing from it, and few
+    // rows would leave the second empty.
+    let pairs = if x.tokens() > 1 { range.len() / (2 * L::N) * (2 * L::N) } else { 0 };
+    let middle = range.start + pairs;
+    // SAFETY: the caller's contract is that of `multiply_rows`.
     unsafe {
-        while row < range.end {
-            // Two registers of rows share each activation; a single token gains nothing from it.
-            if x.tokens() > 1 && range.end - row > L::N {
-                band::<L, P, 2>(w, row, range.end, x, out);
-                row += 2 * L::N;
-            } else {
-                band::<L, P, 1>(w, row, range.end, x, out);
-                row += L::N;
-            }
-        }
+        multiply_rows::<L, P, 2>(w, range.start..middle, x, out);
+        multiply_rows::<L, P, 1>(w, middle..range.end, x, out);
     }
 }

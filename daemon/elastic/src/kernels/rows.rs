@@ -2,6 +2,11 @@
 
 #![allow(unsafe_code, reason = "the inner loops: raw rows, lengths checked at entry")]
 #![allow(clippy::inline_always, reason = "must take on the caller's target features")]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::needless_range_loop,
+    reason = "small arrays of registers, indexed by counters of unrolled loops"
+)]
 
 use std::ops::Range;
 
