@@ -7,7 +7,7 @@
 //! | `scalar` | every kernel in plain Rust: the reference, and for CPUs without the instructions |
 //! | `lanes` | the vector operations that the fast kernels are written in |
 //! | `product`, `rows`, `elements` | the fast kernels for quantized matrices, float matrices, activations |
-//! | `avx512`, `avx2` | those operations and the tables of kernels for one instruction set each |
+//! | `avx512`, `avx2`, `neon` | those operations and the tables of kernels for one instruction set each |
 //!
 //! The forward pass takes [`Kernels::best`] once and calls its methods from the threads of its pool.
 
@@ -25,6 +25,8 @@ mod scalar;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -79,6 +81,7 @@ impl Kernels {
     /// All that this CPU can run, the slowest first.
     #[must_use]
     pub fn all() -> Vec<&'static Self> {
+        #[allow(unused_mut, reason = "CPUs without vector instructions of their own")]
         let mut all = vec![&scalar::TABLE];
         #[cfg(target_arch = "x86_64")]
         {
@@ -97,6 +100,13 @@ impl Kernels {
                 && is_x86_feature_detected!("avx512vnni")
             {
                 all.push(&avx512::TABLE);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            all.push(&neon::plain::TABLE);
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                all.push(&neon::dotprod::TABLE);
             }
         }
         all

@@ -32,8 +32,8 @@ const TOKENS: usize = 128;
 const AHEAD: usize = 2;
 /// Bytes that a lane reads without a gap, where rows are shorter.
 const STREAM: usize = 24576;
-/// Lanes of the widest registers.
-const MAX_LANES: usize = 16;
+/// Rows of the largest band.
+const MOST_ROWS: usize = 32;
 
 /// A band's weights of one stretch.
 #[repr(C, align(64))]
@@ -406,13 +406,13 @@ struct Band {
 /// # Safety
 /// As for `product`.
 #[inline(always)]
-unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize>(
+unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
     w: &Matrix<'_>,
     band: Band,
     x: &Input,
     out: &Out<'_>,
 ) {
-    let mut rows = [std::ptr::null::<u8>(); 2 * MAX_LANES];
+    let mut rows = [std::ptr::null::<u8>(); MOST_ROWS];
     for (i, pointer) in rows.iter_mut().enumerate().take(R * L::N) {
         // Past the end the last row again, whose products nobody keeps.
         *pointer = w.row((band.row + i * band.apart).min(band.end - 1)).as_ptr();
@@ -452,17 +452,17 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize>(
                 while token < tokens {
                     let at = Activations::at(x, first + token, stretch * STRETCH);
                     let acc = acc.add(token * R);
-                    match tokens - token {
+                    match (tokens - token).min(T) {
                         1 => multiply::<L, P, R, 1>(tiles, count, at, acc),
                         2 => multiply::<L, P, R, 2>(tiles, count, at, acc),
                         3 => multiply::<L, P, R, 3>(tiles, count, at, acc),
                         _ => multiply::<L, P, R, 4>(tiles, count, at, acc),
                     }
-                    token += 4;
+                    token += T;
                 }
             }
             for token in 0..tokens {
-                let mut lanes = [0.0; 2 * MAX_LANES];
+                let mut lanes = [0.0; MOST_ROWS];
                 for r in 0..R {
                     L::store(lanes.as_mut_ptr().add(r * L::N), *acc.add(token * R + r));
                 }
@@ -482,7 +482,7 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize>(
 /// # Safety
 /// As for `product`.
 #[inline(always)]
-unsafe fn multiply_rows<L: Lanes, P: Pack, const R: usize>(
+unsafe fn multiply_rows<L: Lanes, P: Pack, const R: usize, const T: usize>(
     w: &Matrix<'_>,
     range: Range<usize>,
     x: &Input,
@@ -506,7 +506,7 @@ unsafe fn multiply_rows<L: Lanes, P: Pack, const R: usize>(
                 next: next * stride,
             };
             // SAFETY: the caller's contract is that of `multiply_band`.
-            unsafe { multiply_band::<L, P, R>(w, band, x, out) }
+            unsafe { multiply_band::<L, P, R, T>(w, band, x, out) }
         }
         row += lanes * apart;
     }
@@ -524,13 +524,20 @@ pub(super) unsafe fn product<L: Lanes, P: Pack>(
     x: &Input,
     out: &Out<'_>,
 ) {
-    // Two registers of rows share each activation; a single token gains nothing from it, and few
-    // rows would leave the second empty.
-    let pairs = if x.tokens() > 1 { range.len() / (2 * L::N) * (2 * L::N) } else { 0 };
-    let middle = range.start + pairs;
+    // Several registers of rows share each activation. A single token gains nothing from that, and
+    // few rows would leave some of them empty.
+    let rows = if L::N == 4 { 4 * L::N } else { 2 * L::N };
+    let middle = range.start + if x.tokens() > 1 { range.len() / rows * rows } else { 0 };
+    let (first, rest) = (range.start..middle, middle..range.end);
     // SAFETY: the caller's contract is that of `multiply_rows`.
     unsafe {
-        multiply_rows::<L, P, 2>(w, range.start..middle, x, out);
-        multiply_rows::<L, P, 1>(w, middle..range.end, x, out);
+        // Sums in integers and in floats of all rows and tokens, and more, must fit 32 registers, or
+        // 16 with AVX2, which keeps some in memory and is still faster so.
+        if L::N == 4 {
+            multiply_rows::<L, P, 4, 2>(w, first, x, out);
+        } else {
+            multiply_rows::<L, P, 2, 4>(w, first, x, out);
+        }
+        multiply_rows::<L, P, 1, 4>(w, rest, x, out);
     }
 }
