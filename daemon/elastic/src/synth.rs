@@ -6,6 +6,7 @@
 //! llama.cpp loads it too. Called by `nestctl model synth`, benchmarks and tests.
 
 mod fill;
+mod signed;
 mod vocabulary;
 
 use std::fs::File;
@@ -17,6 +18,7 @@ use crate::gguf::{Entry, Writer};
 use crate::tensor::Kind;
 
 use self::fill::{Fill, Random};
+use self::signed::Signed;
 
 /// Every fifth layer attends to everything.
 const FULL_EVERY: usize = 5;
@@ -195,7 +197,7 @@ fn write_file(
     let mut random = Random::new(seed);
     let mut tensors = tensors.iter();
     let mut chunk = Vec::new();
-    let out = BufWriter::with_capacity(CHUNK, File::create(path)?);
+    let out = Signed::new(BufWriter::with_capacity(CHUNK, File::create(path)?));
     writer.write(out, |_, kind, length, out| {
         let Some(tensor) = tensors.next() else { return Ok(()) };
         let mut filler = tensor.fill.filler(kind);
@@ -249,8 +251,12 @@ fn keys(writer: &mut Writer, shape: &Shape, quant: Quant) {
         ("rope.freq_base_swa", Entry::F32(1e4)),
         ("final_logit_softcapping", Entry::F32(30.0)),
     ];
-    general.into_iter().for_each(|(key, value)| writer.pair(format!("general.{key}"), value));
-    model.into_iter().for_each(|(key, value)| writer.pair(format!("gemma3n.{key}"), value));
+    for (key, value) in general {
+        writer.pair(format!("general.{key}"), value);
+    }
+    for (key, value) in model {
+        writer.pair(format!("gemma3n.{key}"), value);
+    }
 }
 
 /// A tensor to write.

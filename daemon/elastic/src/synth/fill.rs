@@ -34,9 +34,13 @@ impl Random {
 
     pub fn bytes(&mut self, out: &mut [u8]) {
         let (words, rest) = out.as_chunks_mut();
-        words.iter_mut().for_each(|word| *word = self.next().to_le_bytes());
+        for word in words {
+            *word = self.next().to_le_bytes();
+        }
         let last = self.next().to_le_bytes();
-        rest.iter_mut().zip(last).for_each(|(to, from)| *to = from);
+        for (to, from) in rest.iter_mut().zip(last) {
+            *to = from;
+        }
     }
 }
 
@@ -60,8 +64,9 @@ impl Fill {
         };
         // Scales differ by up to a quarter; 1.01 is the root of the mean of their squares.
         let scales = move |unit: f32| {
-            (0..128)
-                .map(move |step| f16::from_f32(spread / (1.01 * unit) * (0.75 + step as f32 / 256.0)))
+            (0..128).map(move |step| {
+                f16::from_f32(spread / (1.01 * unit) * (0.75 + step as f32 / 256.0))
+            })
         };
         let half_floats = || {
             // Evenly drawn numbers reach the root of 3 times their standard deviation.
@@ -98,12 +103,14 @@ impl Filler {
         let draw = |from: u16| draw(from).unwrap_or(f16::ZERO);
         match self.kind {
             Kind::F32 | Kind::BF16 | Kind::Q5_K => {
-                let words = bytes.as_chunks_mut().0.iter_mut();
-                words.for_each(|word| *word = self.float(u32::from_le_bytes(*word)).to_le_bytes());
+                for word in bytes.as_chunks_mut().0 {
+                    *word = self.float(u32::from_le_bytes(*word)).to_le_bytes();
+                }
             }
             Kind::F16 => {
-                let words = bytes.as_chunks_mut().0.iter_mut();
-                words.for_each(|word| *word = draw(u16::from_le_bytes(*word)).to_le_bytes());
+                for word in bytes.as_chunks_mut().0 {
+                    *word = draw(u16::from_le_bytes(*word)).to_le_bytes();
+                }
             }
             Kind::Q4_0 => blocks::<18>(bytes, |block| {
                 scale(block, 0, draw);
@@ -111,8 +118,9 @@ impl Filler {
             Kind::Q8_0 => blocks::<34>(bytes, |block| {
                 scale(block, 0, draw);
                 // -128 is not used: the range is even around 0.
-                let quants = block.iter_mut().skip(2);
-                quants.filter(|quant| **quant == 0x80).for_each(|quant| *quant = 0x81);
+                for quant in block.iter_mut().skip(2).filter(|quant| **quant == 0x80) {
+                    *quant = 0x81;
+                }
             }),
             Kind::Q4_K => blocks::<144>(bytes, |block| q4_k(block, draw)),
             Kind::Q6_K => blocks::<210>(bytes, |block| q6_k(block, draw)),
@@ -148,18 +156,19 @@ fn scale<const N: usize>(block: &mut [u8; N], at: usize, draw: impl Fn(u16) -> f
 fn q4_k(block: &mut [u8; 144], draw: impl Fn(u16) -> f16) {
     let Some((head, rest)) = block.split_first_chunk_mut::<4>() else { return };
     let [low, high, ..] = *head;
-    let d = draw(u16::from_le_bytes([low, high]));
+    let scale = draw(u16::from_le_bytes([low, high]));
     // The mean quant is 7.5; each minimum takes it off, as its six bits are those of its scale.
-    let [d, dmin] = [d, f16::from_f32(d.to_f32() * 7.5)].map(f16::to_le_bytes);
-    let [d0, d1] = d;
-    let [m0, m1] = dmin;
-    *head = [d0, d1, m0, m1];
+    let [s0, s1] = scale.to_le_bytes();
+    let [m0, m1] = f16::from_f32(scale.to_f32() * 7.5).to_le_bytes();
+    *head = [s0, s1, m0, m1];
     let Some(packed) = rest.first_chunk_mut::<12>() else { return };
-    let [a, b, c, d, e, f, g, h, ..] = packed.map(|random| 32 | (random & 31));
-    let upper = |low: u8, high: u8| low | (high >> 4) << 6;
-    let twice = |high: u8| (high & 15) * 17;
-    let [ae, bf, cg, dh] = [upper(a, e), upper(b, f), upper(c, g), upper(d, h)];
-    *packed = [ae, bf, cg, dh, ae, bf, cg, dh, twice(e), twice(f), twice(g), twice(h)];
+    let six = packed.map(|random| 32 | (random & 31));
+    let of = |j: usize| six.get(j).copied().unwrap_or(0);
+    // Four scales, four minima, the lower bits of the other four pairs; their upper bits are in front.
+    for (at, byte) in packed.iter_mut().enumerate() {
+        *byte =
+            if at < 8 { of(at % 4) | ((of(at % 4 + 4) >> 4) << 6) } else { (of(at - 4) & 15) * 17 };
+    }
 }
 
 /// The quants, sixteen scales of a byte each, a half float.
