@@ -13,6 +13,7 @@
 //! | [`pool`] | the computing threads |
 //! | [`forward`] | one step of the model for some tokens of some sequences |
 //! | [`text`] | text to tokens and back, the chat template, the choice of the next token |
+//! | [`synth`] | models of random weights, for benchmarks and tests |
 //! | [`error`] | what can be wrong |
 
 pub mod config;
@@ -26,5 +27,6 @@ pub mod map;
 pub mod model;
 pub mod pool;
 pub mod sizes;
+pub mod synth;
 pub mod tensor;
 pub mod text;
