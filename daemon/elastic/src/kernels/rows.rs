@@ -14,6 +14,9 @@ use crate::kernels::lanes::Lanes;
 use crate::kernels::{Input, Out};
 use crate::tensor::Matrix;
 
+/// Tokens that are multiplied with a row before the next row is read.
+const TOKENS: usize = 64;
+
 /// One kind of floats.
 pub(super) trait Float {
     const BYTES: usize;
@@ -79,46 +82,57 @@ impl Float for BF16 {
     }
 }
 
-/// The products of a row with `T` tokens, `U` sums for each.
+/// The products of `R` rows with `T` tokens, `U` sums for each.
+///
+/// # Safety
+/// As for `product`; there are that many rows from `row` on, and tokens from `token` on.
 #[inline(always)]
-unsafe fn row<L: Lanes, W: Float, const T: usize, const U: usize>(
-    w: *const u8,
-    x: *const f32,
-    cols: usize,
-) -> [f32; T] {
-    // SAFETY: the caller has `cols` weights and `cols` activations of each token.
+unsafe fn multiply<L: Lanes, W: Float, const R: usize, const T: usize, const U: usize>(
+    w: &Matrix<'_>,
+    row: usize,
+    x: &Input,
+    token: usize,
+    out: &Out<'_>,
+) {
+    let cols = x.cols();
+    let mut rows = [std::ptr::null::<u8>(); R];
+    for (i, pointer) in rows.iter_mut().enumerate() {
+        *pointer = w.row(row + i).as_ptr();
+    }
+    // SAFETY: the rows have `cols` weights, the tokens as many values.
     unsafe {
-        let mut acc = [[L::splat(0.0); U]; T];
+        let x = x.values().as_ptr().add(token * cols);
+        let mut acc = [[[L::splat(0.0); U]; T]; R];
         let mut col = 0;
         while col + U * L::N <= cols {
             for u in 0..U {
                 let at = col + u * L::N;
-                let weights = W::load::<L>(w.add(at * W::BYTES));
+                let mut values = [L::splat(0.0); T];
                 for t in 0..T {
-                    acc[t][u] = L::fma(weights, L::load(x.add(t * cols + at)), acc[t][u]);
+                    values[t] = L::load(x.add(t * cols + at));
+                }
+                for r in 0..R {
+                    let weights = W::load::<L>(rows[r].add(at * W::BYTES));
+                    for t in 0..T {
+                        acc[r][t][u] = L::fma(weights, values[t], acc[r][t][u]);
+                    }
                 }
             }
             col += U * L::N;
         }
-        while col + L::N <= cols {
-            let weights = W::load::<L>(w.add(col * W::BYTES));
+        for r in 0..R {
             for t in 0..T {
-                acc[t][0] = L::fma(weights, L::load(x.add(t * cols + col)), acc[t][0]);
-            }
-            col += L::N;
-        }
-        let mut sums = [0.0; T];
-        for t in 0..T {
-            let mut all = acc[t][0];
-            for u in 1..U {
-                all = L::add(all, acc[t][u]);
-            }
-            sums[t] = L::sum(all);
-            for col in col..cols {
-                sums[t] += W::one(w.add(col * W::BYTES)) * *x.add(t * cols + col);
+                let mut all = acc[r][t][0];
+                for u in 1..U {
+                    all = L::add(all, acc[r][t][u]);
+                }
+                let mut sum = L::sum(all);
+                for col in col..cols {
+                    sum += W::one(rows[r].add(col * W::BYTES)) * *x.add(t * cols + col);
+                }
+                *out.at(token + t, row + r) = sum;
             }
         }
-        sums
     }
 }
 
@@ -134,26 +148,40 @@ pub(super) unsafe fn product<L: Lanes, W: Float>(
     x: &Input,
     out: &Out<'_>,
 ) {
-    let cols = x.cols();
-    for r in range {
-        let weights = w.row(r).as_ptr();
-        let mut token = 0;
-        while token < x.tokens() {
-            // SAFETY: the caller vouches for rows, columns and places.
-            unsafe {
-                let x4 = x.values().as_ptr().add(token * cols);
-                if token + 4 <= x.tokens() {
-                    let sums = row::<L, W, 4, 2>(weights, x4, cols);
-                    for (t, sum) in sums.into_iter().enumerate() {
-                        *out.at(token + t, r) = sum;
+    // The values of so many tokens stay in the nearer caches while all rows pass.
+    for first in (0..x.tokens()).step_by(TOKENS) {
+        let tokens = first..x.tokens().min(first + TOKENS);
+        let mut row = range.start;
+        while row < range.end {
+            // Rows and tokens so many that their sums fit 32 registers, or 16 with AVX2.
+            let rows = match range.end - row {
+                0..4 => 1,
+                _ if tokens.len() < 4 => 1,
+                _ if L::N == 8 => 2,
+                _ => 4,
+            };
+            let mut token = tokens.start;
+            while token < tokens.end {
+                // SAFETY: the caller vouches for rows, columns and places.
+                unsafe {
+                    if token + 4 <= tokens.end {
+                        match rows {
+                            1 => multiply::<L, W, 1, 4, 2>(w, row, x, token, out),
+                            2 => multiply::<L, W, 2, 4, 1>(w, row, x, token, out),
+                            _ => multiply::<L, W, 4, 4, 1>(w, row, x, token, out),
+                        }
+                        token += 4;
+                    } else {
+                        match rows {
+                            1 => multiply::<L, W, 1, 1, 8>(w, row, x, token, out),
+                            2 => multiply::<L, W, 2, 1, 4>(w, row, x, token, out),
+                            _ => multiply::<L, W, 4, 1, 2>(w, row, x, token, out),
+                        }
+                        token += 1;
                     }
-                    token += 4;
-                } else {
-                    let [sum] = row::<L, W, 1, 8>(weights, x4, cols);
-                    *out.at(token, r) = sum;
-                    token += 1;
                 }
             }
+            row += rows;
         }
     }
 }
