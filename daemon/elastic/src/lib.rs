@@ -7,6 +7,8 @@
 //! | [`tensor`] | kinds of weights, matrices as views of a mapping |
 //! | [`config`] | a model's shape, from its header |
 //! | [`sizes`] | MatFormer sizes: the table, and a size as an argument of a step |
+//! | [`ladder`] | the sizes of a file |
+//! | [`need`] | the memory that a size needs, and what a token costs |
 //! | [`model`] | all of the above as one checked model |
 //! | [`kv`] | the KV caches of one sequence |
 //! | [`kernels`] | products of quantized matrices, chosen for the CPU at run time |
@@ -23,8 +25,10 @@ pub mod forward;
 pub mod gguf;
 pub mod kernels;
 pub mod kv;
+pub mod ladder;
 pub mod map;
 pub mod model;
+pub mod need;
 pub mod pool;
 pub mod sizes;
 pub mod synth;
