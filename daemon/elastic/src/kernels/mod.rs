@@ -7,6 +7,7 @@
 //! | `scalar` | every kernel in plain Rust: the reference, and for CPUs without the instructions |
 //! | `lanes` | the vector operations that the fast kernels are written in |
 //! | `product`, `rows`, `elements` | the fast kernels for quantized matrices, float matrices, activations |
+//! | `pack` | the blocks of quantized kinds, unpacked for `product` |
 //! | `avx512`, `avx2`, `neon` | those operations and the tables of kernels for one instruction set each |
 //!
 //! The forward pass takes [`Kernels::best`] once and calls its methods from the threads of its pool.
@@ -17,6 +18,7 @@ mod blocks;
 mod elements;
 mod input;
 mod lanes;
+mod pack;
 mod product;
 mod rows;
 mod scalar;
