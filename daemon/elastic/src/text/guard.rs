@@ -16,7 +16,7 @@ pub(super) const NAME: &str = "__guard";
 /// The longest source.
 const SOURCE: usize = 64 * 1024;
 /// A rendering takes far less than a millisecond.
-const LONGEST: Duration = Duration::from_secs(2);
+const LONGEST: Duration = Duration::from_secs(1);
 /// Places in one tag where values are put together.
 const JOINTS: usize = 40;
 /// Statements that a template may use.
