@@ -8,7 +8,7 @@
 )]
 
 use half::f16;
-use nestd_elastic::kernels::{Input, Kernels, Out, dequantize, quantize};
+use nestd_elastic::kernels::{Columns, Input, Kernels, Out, dequantize, quantize};
 use nestd_elastic::tensor::{Kind, Matrix};
 
 /// `SplitMix64`: the same values every time.
@@ -222,6 +222,50 @@ fn int8_copies_are_the_same_everywhere() {
         assert_eq!((x.sums(), x.halves()), (plain.sums(), plain.halves()), "{}", kernels.name());
         assert_eq!(x.values(), values);
     }
+}
+
+#[test]
+fn few_inputs_by_columns() {
+    let mut random = Random(8);
+    for kind in [Kind::Q4_0, Kind::Q8_0, Kind::Q4_K] {
+        let (rows, cols) = (96, 1024);
+        let bytes = random.weights(kind, rows, cols);
+        let w = Matrix::new(kind, rows, cols, &bytes).unwrap();
+        let mut copy = Vec::new();
+        Columns::write(&w, &mut copy).unwrap();
+        assert_eq!(Columns::size(kind, rows, cols), Some(copy.len()));
+        let columns = Columns::new(kind, rows, cols, &copy).unwrap();
+        for every in [1, 3, 20, 400, 2000] {
+            let inputs: Vec<(u32, f32)> = (0..cols as u32)
+                .filter(|col| (col * 7 + 5) % every == 0)
+                .map(|col| (col, random.value() + 0.3))
+                .collect();
+            let mut exact = vec![(0.0, 0.0); rows];
+            for (row, (sum, size)) in exact.iter_mut().enumerate() {
+                let mut weights = vec![0.0; cols];
+                dequantize(kind, w.row(row), &mut weights);
+                for (col, input) in &inputs {
+                    let term = f64::from(*input) * f64::from(weights[*col as usize]);
+                    *sum += term;
+                    *size += term.abs();
+                }
+            }
+            for kernels in Kernels::all() {
+                let mut out = vec![f32::NAN; rows];
+                let shared = Out::new(&mut out, rows);
+                kernels.sparse_down(&columns, 0..32, &inputs, &shared);
+                kernels.sparse_down(&columns, 32..96, &inputs, &shared);
+                for (got, (sum, size)) in out.iter().zip(&exact) {
+                    let error = (f64::from(*got) - sum).abs();
+                    assert!(error <= 3e-6 * size + 1e-7, "{} {kind:?} {got} {sum}", kernels.name());
+                }
+            }
+        }
+    }
+    let bytes = random.weights(Kind::Q6_K, 32, 256);
+    let w = Matrix::new(Kind::Q6_K, 32, 256, &bytes).unwrap();
+    assert!(Columns::write(&w, &mut Vec::new()).is_err());
+    assert!(Columns::size(Kind::Q4_0, 33, 32).is_none());
 }
 
 #[test]

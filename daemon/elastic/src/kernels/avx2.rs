@@ -130,6 +130,7 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
         ));
         fn load_i8(p: *const u8) -> F =
             _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
+        fn load_u8(p: *const u8) -> I = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
         fn splat(a: f32) -> F = _mm256_set1_ps(a);
         fn add(a: F, b: F) -> F = _mm256_add_ps(a, b);
         fn mul(a: F, b: F) -> F = _mm256_mul_ps(a, b);

@@ -46,6 +46,7 @@ impl Lanes for Avx512 {
         ));
         fn load_i8(p: *const u8) -> F =
             _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())));
+        fn load_u8(p: *const u8) -> I = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
         fn splat(a: f32) -> F = _mm512_set1_ps(a);
         fn add(a: F, b: F) -> F = _mm512_add_ps(a, b);
         fn mul(a: F, b: F) -> F = _mm512_mul_ps(a, b);

@@ -51,7 +51,7 @@ fn q8_0(block: &[u8], out: &mut [f32]) {
 }
 
 /// The scales and minima, of 6 bits each, of a block's eight times 32 columns.
-fn k_scales(packed: [u8; 12]) -> [(u8, u8); 8] {
+pub(super) fn k_scales(packed: [u8; 12]) -> [(u8, u8); 8] {
     std::array::from_fn(|j| {
         let at = |i: usize| packed.get(i).copied().unwrap_or(0);
         if j < 4 {

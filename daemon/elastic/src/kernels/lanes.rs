@@ -29,6 +29,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn store_f16(p: *mut u8, a: Self::F);
     unsafe fn load_bf16(p: *const u8) -> Self::F;
     unsafe fn load_i8(p: *const u8) -> Self::F;
+    /// Bytes to integers.
+    unsafe fn load_u8(p: *const u8) -> Self::I;
     unsafe fn splat(a: f32) -> Self::F;
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
@@ -89,7 +91,9 @@ macro_rules! table {
 
             use half::f16;
 
-            use crate::kernels::{Input, Kernels, Out, elements, pack, product, rows};
+            use crate::kernels::{
+                Columns, Input, Kernels, Out, elements, pack, product, rows, sparse,
+            };
             use crate::tensor::Matrix;
 
             $crate::kernels::lanes::wrap! { $features;
@@ -110,6 +114,7 @@ macro_rules! table {
                 fn to_f16(values: &[f32], out: &mut [f16]) = elements::to_f16::<$lanes>;
                 fn gelu_times(gate: &mut [f32], up: &[f32]) = elements::gelu_times::<$lanes>;
                 fn exp_sub_sum(values: &mut [f32], max: f32) -> f32 = elements::exp_sub_sum::<$lanes>;
+                fn sparse(w: &Columns<'_>, rows: Range<usize>, inputs: &[(u32, f32)], out: *mut f32) = sparse::product::<$lanes>;
             }
             Kernels {
                 name: $name,
@@ -130,6 +135,7 @@ macro_rules! table {
                 to_f16,
                 gelu_times,
                 exp_sub_sum,
+                sparse,
             }
         };
     };

@@ -7,6 +7,7 @@
 //! | `scalar` | every kernel in plain Rust: the reference, and for CPUs without the instructions |
 //! | `lanes` | the vector operations that the fast kernels are written in |
 //! | `product`, `rows`, `elements` | the fast kernels for quantized matrices, float matrices, activations |
+//! | `columns`, `sparse` | a matrix by columns, and its product with few inputs |
 //! | `pack` | the blocks of quantized kinds, unpacked for `product` |
 //! | `avx512`, `avx2`, `neon` | those operations and the tables of kernels for one instruction set each |
 //!
@@ -15,6 +16,7 @@
 #![allow(unsafe_code, reason = "calls kernels whose CPU features were checked")]
 
 mod blocks;
+mod columns;
 mod elements;
 mod input;
 mod lanes;
@@ -22,6 +24,7 @@ mod pack;
 mod product;
 mod rows;
 mod scalar;
+mod sparse;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -37,6 +40,7 @@ use std::sync::OnceLock;
 use half::f16;
 
 pub use blocks::{dequantize, quantize};
+pub use columns::Columns;
 pub use input::Input;
 
 use crate::tensor::{Kind, Matrix};
@@ -64,6 +68,7 @@ pub struct Kernels {
     to_f16: unsafe fn(&[f32], &mut [f16]),
     gelu_times: unsafe fn(&mut [f32], &[f32]),
     exp_sub_sum: unsafe fn(&mut [f32], f32) -> f32,
+    sparse: unsafe fn(&Columns<'_>, Range<usize>, &[(u32, f32)], *mut f32),
 }
 
 impl std::fmt::Debug for Kernels {
@@ -148,6 +153,31 @@ impl Kernels {
         if fits && !rows.is_empty() {
             // SAFETY: this table was handed out, so the CPU has its features; sizes fit.
             unsafe { kernel(w, rows, x, out) }
+        }
+    }
+
+    /// out[0][r] = sum over the inputs (c, x) of w[r][c] x, for these rows, which begin and end at
+    /// multiples of 32: what one thread does of a product with one token whose other inputs are zero.
+    /// The inputs' columns ascend.
+    ///
+    /// Nothing is written where sizes do not fit.
+    pub fn sparse_down(
+        &self,
+        w: &Columns<'_>,
+        rows: Range<usize>,
+        inputs: &[(u32, f32)],
+        out: &Out<'_>,
+    ) {
+        let fits = rows.start.is_multiple_of(32)
+            && rows.end.is_multiple_of(32)
+            && rows.end <= w.rows()
+            && rows.end <= out.len
+            && inputs.is_sorted_by_key(|(col, _)| *col)
+            && inputs.last().is_none_or(|(col, _)| (*col as usize) < w.cols());
+        debug_assert!(fits, "sparse product of {} x {}", w.rows(), w.cols());
+        if fits && !rows.is_empty() {
+            // SAFETY: this table was handed out, so the CPU has its features; sizes fit.
+            unsafe { (self.sparse)(w, rows, inputs, out.values) }
         }
     }
 

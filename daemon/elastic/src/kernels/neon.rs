@@ -57,6 +57,16 @@ unsafe fn four(p: *const u8) -> I {
     }
 }
 
+/// Four bytes as integers without a sign.
+#[inline(always)]
+unsafe fn four_unsigned(p: *const u8) -> I {
+    // SAFETY: the caller has 4 bytes there.
+    unsafe {
+        let bytes = vcreate_u8(u64::from(p.cast::<u32>().read_unaligned()));
+        vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))))
+    }
+}
+
 #[inline(always)]
 unsafe fn store_i8(p: *mut i8, a: I) {
     // SAFETY: the caller has 4 bytes there.
@@ -101,6 +111,7 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
         fn load_bf16(p: *const u8) -> F =
             vreinterpretq_f32_u32(vshll_n_u16::<16>(vreinterpret_u16_u8(vld1_u8(p))));
         fn load_i8(p: *const u8) -> F = vcvtq_f32_s32(four(p));
+        fn load_u8(p: *const u8) -> I = four_unsigned(p);
         fn splat(a: f32) -> F = vdupq_n_f32(a);
         fn add(a: F, b: F) -> F = vaddq_f32(a, b);
         fn mul(a: F, b: F) -> F = vmulq_f32(a, b);

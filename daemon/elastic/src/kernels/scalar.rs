@@ -8,8 +8,8 @@ use std::ops::Range;
 use half::f16;
 
 use crate::kernels::elements::LEAST;
-use crate::kernels::{Input, Kernels, Out, blocks};
-use crate::tensor::Matrix;
+use crate::kernels::{Columns, Input, Kernels, Out, blocks};
+use crate::tensor::{Kind, Matrix};
 
 /// First and third coefficient of GELU's polynomial: sqrt(2/pi), and 0.044715 times that.
 pub(super) const GELU: [f32; 2] = [0.797_884_6, 0.035_677_407];
@@ -33,6 +33,7 @@ pub(super) static TABLE: Kernels = Kernels {
     to_f16,
     gelu_times,
     exp_sub_sum,
+    sparse,
 };
 
 /// Columns that are made floats at a time: whole blocks of every kind.
@@ -119,6 +120,36 @@ pub(super) fn quantize(
         for (half, q) in halves.iter_mut().zip(q.chunks_exact(16)) {
             *half = total(q);
         }
+    }
+}
+
+/// See [`Kernels::sparse_down`], which has checked the sizes.
+fn sparse(w: &Columns<'_>, rows: Range<usize>, inputs: &[(u32, f32)], out: *mut f32) {
+    let half = |bytes: &[u8], row: usize| {
+        let bytes = bytes.get(2 * row..).and_then(|bytes| bytes.first_chunk());
+        f16::from_le_bytes(*bytes.unwrap_or(&[0; 2])).to_f32()
+    };
+    let byte = |bytes: &[u8], at: usize| bytes.get(at).copied().unwrap_or(0);
+    for row in rows {
+        let mut sum = 0.0;
+        for (col, input) in inputs {
+            let col = *col as usize;
+            let Some(group) = w.group(col / 32) else { continue };
+            let values = group.values.get(col % 32 * w.column_bytes()..).unwrap_or_default();
+            let d = half(group.d, row);
+            let four = byte(values, row / 32 * 16 + row % 16) >> (row % 32 / 16 * 4) & 15;
+            let weight = match w.kind() {
+                Kind::Q8_0 => d * f32::from(byte(values, row).cast_signed()),
+                Kind::Q4_K => {
+                    d * f32::from(byte(group.scales, row)) * f32::from(four)
+                        - half(group.dmin, row) * f32::from(byte(group.minima, row))
+                }
+                _ => d * (f32::from(four) - 8.0),
+            };
+            sum += weight * input;
+        }
+        // SAFETY: the caller has checked that there is a place for each row.
+        unsafe { *out.add(row) = sum }
     }
 }
 
