@@ -7,7 +7,9 @@
 //! | [`template`] | a chat as one prompt; `guard` and `jinja` are what a template from a file may do |
 //! | [`sample`], [`penalty`] | the choice of a token from logits |
 //! | [`stop`] | stop strings in a stream |
+//! | [`constrain`] | answers that fit a schema or a grammar |
 
+pub mod constrain;
 mod guard;
 mod jinja;
 pub mod penalty;
