@@ -269,6 +269,33 @@ fn few_inputs_by_columns() {
 }
 
 #[test]
+fn products_with_listed_rows() {
+    let mut random = Random(9);
+    for kind in Kind::ALL {
+        let (rows, cols, tokens) = (200, 512, 3);
+        let bytes = random.weights(kind, rows, cols);
+        let w = Matrix::new(kind, rows, cols, &bytes).unwrap();
+        let values = random.values(tokens * cols, 1.0);
+        let list: Vec<u32> = (0..rows as u32).filter(|row| row * 11 % 5 < 2).collect();
+        for kernels in Kernels::all() {
+            let mut x = Input::default();
+            x.set(kernels, &values, tokens, cols);
+            let all = product(kernels, &w, &x);
+            let mut out = vec![f32::NAN; tokens * list.len()];
+            let shared = Out::new(&mut out, list.len());
+            kernels.product_of(&w, &list, 0..9, &x, &shared);
+            kernels.product_of(&w, &list, 9..list.len(), &x, &shared);
+            for (token, out) in out.chunks(list.len()).enumerate() {
+                for (got, row) in out.iter().zip(&list) {
+                    let want = all[token * rows + *row as usize];
+                    assert!((got - want).abs() < 1e-4, "{} {kind:?} {got} {want}", kernels.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn rows_of_a_cache() {
     let mut random = Random(6);
     for kernels in Kernels::all() {

@@ -45,7 +45,7 @@ pub use input::Input;
 
 use crate::tensor::{Kind, Matrix};
 
-type Product = unsafe fn(&Matrix<'_>, Range<usize>, &Input, &Out<'_>);
+type Product = unsafe fn(&Matrix<'_>, Rows<'_>, &Input, &Out<'_>);
 type Quantize = unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32]);
 
 /// A table of kernels for one instruction set. Tables are only handed out where this CPU has it.
@@ -131,6 +131,33 @@ impl Kernels {
     /// Quantized weights are multiplied with the int8 copies of the activations, floats with the
     /// values themselves. Nothing is written where sizes do not fit, or int8 copies are missing.
     pub fn product(&self, w: &Matrix<'_>, rows: Range<usize>, x: &Input, out: &Out<'_>) {
+        let fits = rows.end <= w.rows();
+        debug_assert!(fits, "rows up to {} of {}", rows.end, w.rows());
+        if fits {
+            self.multiply(w, Rows { start: rows.start, end: rows.end, list: None }, x, out);
+        }
+    }
+
+    /// out[t][i] = sum over c of w[list[i]][c] x[t][c], for these places i of the list: products with
+    /// some rows, where the others are not needed. Otherwise as [`Self::product`].
+    pub fn product_of(
+        &self,
+        w: &Matrix<'_>,
+        list: &[u32],
+        places: Range<usize>,
+        x: &Input,
+        out: &Out<'_>,
+    ) {
+        let fits = places.end <= list.len() && list.iter().all(|row| (*row as usize) < w.rows());
+        debug_assert!(fits, "a list with rows beyond {}", w.rows());
+        if fits {
+            let rows = Rows { start: places.start, end: places.end, list: Some(list) };
+            self.multiply(w, rows, x, out);
+        }
+    }
+
+    /// The caller has checked that the rows are the matrix's.
+    fn multiply(&self, w: &Matrix<'_>, rows: Rows<'_>, x: &Input, out: &Out<'_>) {
         let kernel = match w.kind() {
             Kind::F32 => self.f32,
             Kind::F16 => self.f16,
@@ -145,12 +172,11 @@ impl Kernels {
         let fits = w.cols() == x.cols()
             && values == Some(x.values().len())
             && (w.kind().block_len() == 1 || values == Some(x.q().len()))
-            && rows.end <= w.rows()
             && rows.end <= out.stride
             && x.tokens().checked_mul(out.stride).is_some_and(|len| len <= out.len)
             && w.holds_its_rows();
         debug_assert!(fits, "product of {} x {} with {} columns", w.rows(), w.cols(), x.cols());
-        if fits && !rows.is_empty() {
+        if fits && rows.start < rows.end {
             // SAFETY: this table was handed out, so the CPU has its features; sizes fit.
             unsafe { kernel(w, rows, x, out) }
         }
@@ -244,6 +270,25 @@ impl Kernels {
     pub fn exp_sub_sum(&self, values: &mut [f32], max: f32) -> f32 {
         // SAFETY: this table was handed out, so the CPU has its features.
         unsafe { (self.exp_sub_sum)(values, max) }
+    }
+}
+
+/// Rows of a matrix, and where their products go.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    start: usize,
+    end: usize,
+    list: Option<&'a [u32]>,
+}
+
+impl Rows<'_> {
+    /// The `i`-th row, `i` being within `start..end`.
+    #[inline(always)]
+    fn row(self, i: usize) -> usize {
+        match self.list {
+            Some(list) => list.get(i).map_or(0, |row| *row as usize),
+            None => i,
+        }
     }
 }
 

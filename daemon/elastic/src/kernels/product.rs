@@ -15,11 +15,10 @@
 )]
 
 use std::mem::MaybeUninit;
-use std::ops::Range;
 
 use crate::kernels::lanes::Lanes;
 use crate::kernels::pack::{BLOCKS, Pack, STRETCH, Tile};
-use crate::kernels::{Input, Out};
+use crate::kernels::{Input, Out, Rows};
 use crate::tensor::Matrix;
 
 /// Tokens whose sums are kept at once; a band is unpacked again for the next ones.
@@ -146,7 +145,7 @@ struct Band {
     row: usize,
     apart: usize,
     end: usize,
-    /// Bytes from here to what the next band begins with.
+    /// Where the next band begins.
     next: usize,
 }
 
@@ -157,15 +156,22 @@ struct Band {
 #[inline(always)]
 unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
     w: &Matrix<'_>,
+    all: Rows<'_>,
     band: Band,
     x: &Input,
     out: &Out<'_>,
 ) {
-    let mut rows = [std::ptr::null::<u8>(); MOST_ROWS];
-    for (i, pointer) in rows.iter_mut().enumerate().take(R * L::N) {
-        // Past the end the last row again, whose products nobody keeps.
-        *pointer = w.row((band.row + i * band.apart).min(band.end - 1)).as_ptr();
-    }
+    let start = w.row(0).as_ptr();
+    let pointers = |row: usize| {
+        let mut pointers = [std::ptr::null::<u8>(); MOST_ROWS];
+        for (i, pointer) in pointers.iter_mut().enumerate().take(R * L::N) {
+            // Past the end the last row again, whose products nobody keeps.
+            let row = all.row((row + i * band.apart).min(all.end - 1));
+            *pointer = start.wrapping_add(row * w.row_stride());
+        }
+        pointers
+    };
+    let (rows, next) = (pointers(band.row), pointers(band.next));
     let blocks = x.cols() / 32;
     let stretches = blocks.div_ceil(BLOCKS);
     let step = P::KIND.block_bytes() * STRETCH / P::KIND.block_len();
@@ -183,11 +189,11 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
             }
             for stretch in 0..stretches {
                 let ahead = stretch + AHEAD;
-                let ahead = match ahead.checked_sub(stretches) {
-                    None => ahead * step,
-                    Some(ahead) => band.next + ahead * step,
+                let (rows_ahead, ahead) = match ahead.checked_sub(stretches) {
+                    None => (&rows, ahead * step),
+                    Some(ahead) => (&next, ahead * step),
                 };
-                for row in rows.iter().take(R * L::N) {
+                for row in rows_ahead.iter().take(R * L::N) {
                     for line in (0..step).step_by(64) {
                         L::prefetch(row.wrapping_add(ahead + line));
                     }
@@ -233,29 +239,24 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
 #[inline(always)]
 unsafe fn multiply_rows<L: Lanes, P: Pack, const R: usize, const T: usize>(
     w: &Matrix<'_>,
-    range: Range<usize>,
+    all: Rows<'_>,
     x: &Input,
     out: &Out<'_>,
 ) {
     let lanes = R * L::N;
-    let stride = w.row_stride();
     // Each lane walks through rows that follow each other, far enough that it is alone in a page of
     // memory: the CPU's prefetcher follows one stream a page. An odd count, lest all lanes begin at
     // the same place of a page and so compete for the same lines of the cache.
-    let most = if x.tokens() <= 8 { STREAM.div_ceil(stride.max(1)) | 1 } else { 1 };
-    let mut row = range.start;
-    while row < range.end {
-        let apart = most.min((range.end - row).div_ceil(lanes));
-        for i in 0..apart.min(range.end - row) {
-            let next = if i + 1 < apart { 1 } else { lanes * apart - i };
-            let band = Band {
-                row: row + i,
-                apart,
-                end: range.end.min(row + lanes * apart),
-                next: next * stride,
-            };
+    let most = if x.tokens() <= 8 { STREAM.div_ceil(w.row_stride().max(1)) | 1 } else { 1 };
+    let mut row = all.start;
+    while row < all.end {
+        let apart = most.min((all.end - row).div_ceil(lanes));
+        for i in 0..apart.min(all.end - row) {
+            let next = row + if i + 1 < apart { i + 1 } else { lanes * apart };
+            let end = all.end.min(row + lanes * apart);
+            let band = Band { row: row + i, apart, end, next };
             // SAFETY: the caller's contract is that of `multiply_band`.
-            unsafe { multiply_band::<L, P, R, T>(w, band, x, out) }
+            unsafe { multiply_band::<L, P, R, T>(w, all, band, x, out) }
         }
         row += lanes * apart;
     }
@@ -269,15 +270,15 @@ unsafe fn multiply_rows<L: Lanes, P: Pack, const R: usize, const T: usize>(
 #[inline(always)]
 pub(super) unsafe fn product<L: Lanes, P: Pack>(
     w: &Matrix<'_>,
-    range: Range<usize>,
+    all: Rows<'_>,
     x: &Input,
     out: &Out<'_>,
 ) {
     // Several registers of rows share each activation. A single token gains nothing from that, and
     // few rows would leave some of them empty.
     let rows = if L::N == 4 { 4 * L::N } else { 2 * L::N };
-    let middle = range.start + if x.tokens() > 1 { range.len() / rows * rows } else { 0 };
-    let (first, rest) = (range.start..middle, middle..range.end);
+    let middle = all.start + if x.tokens() > 1 { (all.end - all.start) / rows * rows } else { 0 };
+    let (first, rest) = (Rows { end: middle, ..all }, Rows { start: middle, ..all });
     // SAFETY: the caller's contract is that of `multiply_rows`.
     unsafe {
         // Sums in integers and in floats of all rows and tokens, and more, must fit 32 registers, or

@@ -8,10 +8,8 @@
     reason = "small arrays of registers, indexed by counters of unrolled loops"
 )]
 
-use std::ops::Range;
-
 use crate::kernels::lanes::Lanes;
-use crate::kernels::{Input, Out};
+use crate::kernels::{Input, Out, Rows};
 use crate::tensor::Matrix;
 
 /// Tokens that are multiplied with a row before the next row is read.
@@ -89,6 +87,7 @@ impl Float for BF16 {
 #[inline(always)]
 unsafe fn multiply<L: Lanes, W: Float, const R: usize, const T: usize, const U: usize>(
     w: &Matrix<'_>,
+    all: Rows<'_>,
     row: usize,
     x: &Input,
     token: usize,
@@ -97,7 +96,7 @@ unsafe fn multiply<L: Lanes, W: Float, const R: usize, const T: usize, const U: 
     let cols = x.cols();
     let mut rows = [std::ptr::null::<u8>(); R];
     for (i, pointer) in rows.iter_mut().enumerate() {
-        *pointer = w.row(row + i).as_ptr();
+        *pointer = w.row(all.row(row + i)).as_ptr();
     }
     // SAFETY: the rows have `cols` weights, the tokens as many values.
     unsafe {
@@ -144,17 +143,17 @@ unsafe fn multiply<L: Lanes, W: Float, const R: usize, const T: usize, const U: 
 #[inline(always)]
 pub(super) unsafe fn product<L: Lanes, W: Float>(
     w: &Matrix<'_>,
-    range: Range<usize>,
+    all: Rows<'_>,
     x: &Input,
     out: &Out<'_>,
 ) {
     // The values of so many tokens stay in the nearer caches while all rows pass.
     for first in (0..x.tokens()).step_by(TOKENS) {
         let tokens = first..x.tokens().min(first + TOKENS);
-        let mut row = range.start;
-        while row < range.end {
+        let mut row = all.start;
+        while row < all.end {
             // Rows and tokens so many that their sums fit 32 registers, or 16 with AVX2.
-            let rows = match range.end - row {
+            let rows = match all.end - row {
                 0..4 => 1,
                 _ if tokens.len() < 4 => 1,
                 _ if L::N == 8 => 2,
@@ -166,16 +165,16 @@ pub(super) unsafe fn product<L: Lanes, W: Float>(
                 unsafe {
                     if token + 4 <= tokens.end {
                         match rows {
-                            1 => multiply::<L, W, 1, 4, 2>(w, row, x, token, out),
-                            2 => multiply::<L, W, 2, 4, 1>(w, row, x, token, out),
-                            _ => multiply::<L, W, 4, 4, 1>(w, row, x, token, out),
+                            1 => multiply::<L, W, 1, 4, 2>(w, all, row, x, token, out),
+                            2 => multiply::<L, W, 2, 4, 1>(w, all, row, x, token, out),
+                            _ => multiply::<L, W, 4, 4, 1>(w, all, row, x, token, out),
                         }
                         token += 4;
                     } else {
                         match rows {
-                            1 => multiply::<L, W, 1, 1, 8>(w, row, x, token, out),
-                            2 => multiply::<L, W, 2, 1, 4>(w, row, x, token, out),
-                            _ => multiply::<L, W, 4, 1, 2>(w, row, x, token, out),
+                            1 => multiply::<L, W, 1, 1, 8>(w, all, row, x, token, out),
+                            2 => multiply::<L, W, 2, 1, 4>(w, all, row, x, token, out),
+                            _ => multiply::<L, W, 4, 1, 2>(w, all, row, x, token, out),
                         }
                         token += 1;
                     }

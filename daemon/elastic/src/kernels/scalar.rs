@@ -8,7 +8,7 @@ use std::ops::Range;
 use half::f16;
 
 use crate::kernels::elements::LEAST;
-use crate::kernels::{Columns, Input, Kernels, Out, blocks};
+use crate::kernels::{Columns, Input, Kernels, Out, Rows, blocks};
 use crate::tensor::{Kind, Matrix};
 
 /// First and third coefficient of GELU's polynomial: sqrt(2/pi), and 0.044715 times that.
@@ -59,27 +59,27 @@ fn write(out: &Out<'_>, token: usize, row: usize, value: f32) {
     unsafe { *out.at(token, row) = value }
 }
 
-fn product_values(w: &Matrix<'_>, rows: Range<usize>, x: &Input, out: &Out<'_>) {
+fn product_values(w: &Matrix<'_>, all: Rows<'_>, x: &Input, out: &Out<'_>) {
     let mut sums = vec![0.0; x.tokens()];
-    for row in rows {
+    for i in all.start..all.end {
         sums.fill(0.0);
-        stretches(w, row, |weights, col| {
+        stretches(w, all.row(i), |weights, col| {
             for (token, sum) in sums.iter_mut().enumerate() {
                 let first = token * x.cols() + col;
                 *sum += dot(weights, x.values().get(first..).unwrap_or_default());
             }
         });
         for (token, sum) in sums.iter().enumerate() {
-            write(out, token, row, *sum);
+            write(out, token, i, *sum);
         }
     }
 }
 
-fn product_int8(w: &Matrix<'_>, rows: Range<usize>, x: &Input, out: &Out<'_>) {
+fn product_int8(w: &Matrix<'_>, all: Rows<'_>, x: &Input, out: &Out<'_>) {
     let mut sums = vec![0.0; x.tokens()];
-    for row in rows {
+    for i in all.start..all.end {
         sums.fill(0.0);
-        stretches(w, row, |weights, col| {
+        stretches(w, all.row(i), |weights, col| {
             for (token, sum) in sums.iter_mut().enumerate() {
                 let first = token * x.cols() + col;
                 let q = x.q().get(first..).unwrap_or_default().chunks_exact(32);
@@ -91,7 +91,7 @@ fn product_int8(w: &Matrix<'_>, rows: Range<usize>, x: &Input, out: &Out<'_>) {
             }
         });
         for (token, sum) in sums.iter().enumerate() {
-            write(out, token, row, *sum);
+            write(out, token, i, *sum);
         }
     }
 }
