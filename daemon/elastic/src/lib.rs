@@ -10,14 +10,17 @@
 //! | [`ladder`] | the sizes of a file |
 //! | [`need`] | the memory that a size needs, and what a token costs |
 //! | [`model`] | all of the above as one checked model |
+//! | [`residency`] | what of the model is in memory, giving back and reading ahead |
 //! | [`kv`] | the KV caches of one sequence |
 //! | [`kernels`] | products of quantized matrices, chosen for the CPU at run time |
 //! | [`pool`] | the computing threads |
 //! | [`forward`] | one step of the model for some tokens of some sequences |
+//! | [`chat`] | what the file says about text: vocabulary, template, sampling |
 //! | [`text`] | text to tokens and back, the chat template, the choice of the next token |
 //! | [`synth`] | models of random weights, for benchmarks and tests |
 //! | [`error`] | what can be wrong |
 
+pub mod chat;
 pub mod config;
 pub mod error;
 mod fault;
@@ -30,6 +33,7 @@ pub mod map;
 pub mod model;
 pub mod need;
 pub mod pool;
+pub mod residency;
 pub mod sizes;
 pub mod synth;
 pub mod tensor;

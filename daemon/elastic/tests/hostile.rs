@@ -160,7 +160,7 @@ fn a_file_that_shrinks_in_use_ends_the_step_and_not_the_process() {
     let full = model.full();
     let mut step = |sequence: &mut Sequence| {
         let part = Part { sequence, tokens: &[2, 5], logits: Logits::Last };
-        runner.step(&model, &full, &mut [part]).map(<[f32]>::len)
+        runner.step(&model, &full, &mut [part]).map(|logits| logits.len())
     };
     assert_eq!(step(&mut sequence).unwrap(), 1536);
     // Nothing of the mapping is in memory any more, and then there is nothing to read.

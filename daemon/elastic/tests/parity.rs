@@ -59,7 +59,7 @@ impl Bench {
         let mut all = Vec::new();
         for tokens in ids.chunks(chunk) {
             let part = Part { sequence, tokens, logits: Logits::All };
-            all.extend(self.runner.step(&self.model, slice, &mut [part]).unwrap());
+            all.extend(&*self.runner.step(&self.model, slice, &mut [part]).unwrap());
         }
         all
     }

@@ -76,12 +76,13 @@ impl Runner {
         for part in parts {
             part.sequence.advance(part.tokens.len());
         }
-        Ok(&self.scratch.logits)
+        Ok(&mut self.scratch.logits)
     }
 
-    /// The threads.
-    pub fn pool(&mut self) -> &mut Pool {
-        &mut self.pool
+    /// How many threads compute.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
     }
 
     /// The kernels in use.

@@ -7,7 +7,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use half::f16;
-use nestd_elastic::gguf::{Entry, Writer};
+use nestd_elastic::gguf::{Entry, Header, Value, Writer};
 use nestd_elastic::kernels;
 use nestd_elastic::sizes::{self, Shape, Size};
 use nestd_elastic::tensor::Kind;
@@ -82,6 +82,7 @@ pub fn write_gguf(path: &Path, kind: Kind) {
             if key.starts_with("general.") { key.to_owned() } else { format!("gemma3n.{key}") };
         writer.pair(key, value);
     }
+    tokenizer(&mut writer);
     let mut parts: HashMap<String, Vec<String>> = HashMap::new();
     for name in source.names() {
         parts.entry(gguf_name(name)).or_default().push(name.to_owned());
@@ -137,6 +138,30 @@ fn config() -> Vec<(&'static str, Entry)> {
         ("embedding_length_per_layer_input", Entry::U32(32)),
         ("activation_sparsity_scale", Entry::F32s(sparsity.collect())),
     ]
+}
+
+/// The keys of the tokenizer and the chat template, as the shipped file has them.
+fn tokenizer(writer: &mut Writer) {
+    let shipped = std::fs::read(folder().join("nestd-demo-Q8_0.gguf")).unwrap();
+    for (key, value) in Header::read(&shipped).unwrap().pairs() {
+        let entry = match value {
+            _ if !key.starts_with("tokenizer.") => continue,
+            Value::Unsigned(value) => Entry::U32(value as u32),
+            Value::Bool(value) => Entry::Bool(value),
+            Value::String(value) => Entry::String(value.into()),
+            Value::Array(list) => match list.scalars().next() {
+                None => Entry::Strings(list.strings().map(<[u8]>::to_vec).collect()),
+                Some(Value::Unsigned(_)) => Entry::U32s(
+                    list.scalars().map(|value| value.as_u64().unwrap() as u32).collect(),
+                ),
+                Some(_) => Entry::F32s(
+                    list.scalars().map(|value| value.as_f64().unwrap() as f32).collect(),
+                ),
+            },
+            other => panic!("{key} is {other:?}"),
+        };
+        writer.pair(key, entry);
+    }
 }
 
 /// llama.cpp's name for a tensor of the published checkpoint.
