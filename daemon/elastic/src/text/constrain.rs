@@ -17,8 +17,12 @@ use toktrie::{ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRx
 use super::tokenizer::{Kind, Tokenizer};
 use super::vocab::SPACE;
 
-/// The longest grammar, in bytes.
+/// The longest schema or expression, in bytes.
 const GRAMMAR: usize = 256 * 1024;
+/// The longest Lark grammar: the library calls itself for each rule that a rule refers to.
+const LARK: usize = 64 * 1024;
+/// The stack for reading one. Only what is used of it is memory.
+const STACK: usize = 256 << 20;
 /// The library's tree has no more nodes than this.
 const NODES: usize = 4_000_000;
 /// Nor a node deeper than this.
@@ -204,23 +208,19 @@ impl Constraint {
     /// Reads a grammar.
     pub fn new(env: &TrieEnv, grammar: &Grammar) -> Result<Self, Error> {
         let (Grammar::JsonSchema(text) | Grammar::Regex(text) | Grammar::Lark(text)) = grammar;
-        if text.len() > GRAMMAR {
-            return Err(Error::Grammar(format!("it has more than {GRAMMAR} bytes")));
-        }
-        let kind = match grammar {
-            Grammar::JsonSchema(_) => "json_schema",
-            Grammar::Regex(_) => "regex",
-            Grammar::Lark(_) => "lark",
+        let (kind, longest) = match grammar {
+            Grammar::JsonSchema(_) => ("json_schema", GRAMMAR),
+            Grammar::Regex(_) => ("regex", GRAMMAR),
+            Grammar::Lark(_) => ("lark", LARK),
         };
+        if text.len() > longest {
+            return Err(Error::Grammar(format!("it has more than {longest} bytes")));
+        }
         let refused = |error: &dyn fmt::Display| Error::Grammar(error.to_string());
         let grammar =
             TopLevelGrammar::from_tagged_str(kind, text).map_err(|error| refused(&error))?;
         let factory = env.factory()?;
-        // The library turns its panics into errors where it follows a grammar, not where it reads one.
-        let parser = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            factory.create_parser(grammar)
-        }));
-        let parser = parser.map_err(|_| refused(&"it cannot be read"))?;
+        let parser = read(|| factory.create_parser(grammar)).map_err(|error| refused(&error))?;
         let matcher = Matcher::new(parser);
         if let Some(error) = matcher.get_error() {
             return Err(refused(&error));
@@ -257,7 +257,16 @@ impl Constraint {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "as the library's results give it")]
+/// Runs the library's reading of a grammar. It calls itself for each rule that a rule refers to, and takes
+/// what it did not foresee for a reason to panic; neither may end the process.
+fn read<T: Send>(run: impl FnOnce() -> T + Send) -> Result<T, std::io::Error> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("grammar".into()).stack_size(STACK);
+        let result = thread.spawn_scoped(scope, run)?.join();
+        result.map_err(|_| std::io::Error::other("it cannot be read"))
+    })
+}
+
 fn step(error: impl fmt::Display) -> Error {
     Error::Step(error.to_string())
 }

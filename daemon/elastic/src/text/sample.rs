@@ -95,6 +95,7 @@ fn highest(logits: &[f32]) -> Option<f32> {
     highest.is_finite().then_some(highest)
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as sorting calls it")]
 fn likeliest_first(a: &Candidate, b: &Candidate) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
@@ -107,8 +108,8 @@ fn candidates(logits: &[f32], floor: f64, top: usize) -> Vec<Candidate> {
     #[expect(clippy::cast_possible_truncation, reason = "checked again below")]
     let mut least = (floor as f32).next_down();
     for (start, chunk) in (0_u32..).step_by(64).zip(logits.chunks(64)) {
-        // Most of the vocabulary is passed here.
-        if !chunk.iter().fold(false, |any, logit| any | (*logit >= least)) {
+        // Most of the vocabulary is passed here, without a branch for each.
+        if chunk.iter().map(|logit| u8::from(*logit >= least)).max() != Some(1) {
             continue;
         }
         for (token, &logit) in (start..).zip(chunk) {
