@@ -3,10 +3,14 @@
 // The doc comments are what a person reads on the terminal, where backticks have no meaning.
 #![allow(clippy::doc_markdown)]
 
+mod local;
+
 use std::{env, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use nestd_client::{Bus, DEFAULT_SOCKET};
+
+pub use local::{BenchArgs, InspectArgs, ModelCommand, SynthArgs, SynthQuant, SynthSize};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -16,10 +20,11 @@ Examples:
   nestctl --dbus chat
   nestctl load demo --size small && nestctl size large
   nestctl --json watch | jq .state
+  nestctl model inspect model.gguf
 
 Exit codes:
   0    it worked
-  1    the request failed (any other error)
+  1    the request failed (any other error), or a model's file is damaged
   2    the command line is wrong, or a file that it names
   3    the daemon cannot be reached, went away, or is stopping
   4    an argument is invalid or not supported, the prompt is too long, or there is no such model
@@ -38,7 +43,8 @@ Environment:
 /// Talks to nestd, the daemon that serves Gemma 3n on this device.
 ///
 /// Asks the model questions, shows what the daemon does, and loads models at a MatFormer size. Every
-/// command works over gRPC (the daemon's socket) and over D-Bus.
+/// command works over gRPC (the daemon's socket) and over D-Bus, but for `model` and `bench`, which
+/// work without the daemon.
 #[derive(Parser)]
 #[command(name = "nestctl", version, after_long_help = AFTER_HELP, propagate_version = true)]
 #[command(after_help = "`nestctl --help` has examples and the exit codes.")]
@@ -138,6 +144,18 @@ pub enum Command {
         {\"messages\": [{\"role\": \"user\", \"content\": \"What is 2 + 2?\"}], \"answer\": \"4\", \
         \"skill\": \"sums\"}")]
     Eval(EvalArgs),
+    /// Look into models' files, or write one for measurements; needs no daemon
+    #[command(subcommand)]
+    Model(ModelCommand),
+    /// Measure how fast a model runs on this machine; needs no daemon
+    ///
+    /// Loads the model into this process, reads a random prompt in steps of 128 tokens, and makes
+    /// tokens greedily. The memory's bandwidth is measured in the same run, as decode can be no faster
+    /// than the weights are read.
+    #[command(after_help = "Examples:\n  nestctl bench --model model.gguf\n  \
+        nestctl bench --model model.gguf --size E2B --prompt-tokens 512 --threads 4\n  \
+        nestctl --json bench --model model.gguf --switch-every 8 | jq .switches")]
+    Bench(BenchArgs),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  nestctl completions bash > \
         ~/.local/share/bash-completion/completions/nestctl")]
@@ -281,6 +299,37 @@ mod tests {
         let socket = parse(&["--socket", "/s", "status"]).global;
         assert!(matches!(socket.transport(), Transport::Grpc(path) if path == *"/s"));
         assert!(Cli::try_parse_from(["nestctl", "--grpc", "--dbus", "status"]).is_err());
+    }
+
+    #[test]
+    fn commands_without_a_daemon_have_their_defaults() {
+        let Command::Model(ModelCommand::Inspect(args)) =
+            parse(&["model", "inspect", "m.gguf", "--json"]).command
+        else {
+            panic!("not inspect")
+        };
+        assert_eq!((args.context, args.tensors), (4096, false));
+        let Command::Model(ModelCommand::Synth(args)) =
+            parse(&["model", "synth", "--size", "e2b", "--quant", "Q4_K", "--out", "m"]).command
+        else {
+            panic!("not synth")
+        };
+        assert_eq!((args.size, args.quant), (SynthSize::E2B, SynthQuant::Q4_K));
+        assert!(!args.force);
+        let Command::Bench(args) = parse(&["bench", "--model", "m"]).command else {
+            panic!("not bench")
+        };
+        assert_eq!((args.prompt_tokens, args.max_tokens, args.repeat), (128, 64, 3));
+        for wrong in [
+            &["model"][..],
+            &["model", "inspect"],
+            &["model", "inspect", "m", "--context", "0"],
+            &["model", "synth", "--size", "E3B", "--out", "m"],
+            &["bench", "--model", "m", "--switch-to", "E2B"],
+            &["bench", "--model", "m", "--switch-every", "0"],
+        ] {
+            assert!(Cli::try_parse_from(["nestctl"].iter().chain(wrong)).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

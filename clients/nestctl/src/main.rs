@@ -8,6 +8,8 @@ mod eval;
 mod generate;
 mod input;
 mod json;
+mod machine;
+mod model;
 mod models;
 mod problem;
 mod render;
@@ -35,6 +37,7 @@ fn run(global: &Global, command: Command) -> Result<(), Problem> {
     let command = match command {
         Command::Completions(args) => return generate::completions(&args, &mut screen),
         Command::Man(args) => return generate::man(&args, &mut screen),
+        Command::Model(command) => return model::run(&command, &mut screen),
         // Before anything is connected or awaited: reading a pipe blocks.
         command => input::read(command)?,
     };
@@ -71,7 +74,12 @@ async fn perform(global: &Global, command: &Command, screen: &mut Screen) -> Res
         Command::Size(args) => models::load(&client, "", &args.name, screen).await,
         Command::Unload => models::unload(&client, screen).await,
         // Handled before.
-        Command::Chat(_) | Command::Eval(_) | Command::Completions(_) | Command::Man(_) => Ok(()),
+        Command::Chat(_)
+        | Command::Eval(_)
+        | Command::Model(_)
+        | Command::Bench(_)
+        | Command::Completions(_)
+        | Command::Man(_) => Ok(()),
     }
 }
 

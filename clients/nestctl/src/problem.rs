@@ -25,6 +25,8 @@ pub enum Problem {
     Usage(String),
     /// Reading or writing here failed.
     Io(String),
+    /// A model's file is damaged, or no model that the engine runs.
+    ModelFile(String),
     /// Nobody reads standard output any more: an end like any other.
     Closed,
     /// Ctrl-C.
@@ -74,7 +76,7 @@ impl Problem {
             },
             Self::Client(error) => error.to_string(),
             Self::At(place, error) => format!("{place}: {error}"),
-            Self::Usage(text) | Self::Io(text) => text.clone(),
+            Self::Usage(text) | Self::Io(text) | Self::ModelFile(text) => text.clone(),
             Self::Closed => "standard output is closed".into(),
             Self::Interrupted => "interrupted".into(),
         }
@@ -91,6 +93,7 @@ impl Problem {
             },
             Self::Usage(_) => ("USAGE", json!({})),
             Self::Io(_) | Self::Closed => ("IO", json!({})),
+            Self::ModelFile(_) => ("MODEL_FILE", json!({})),
             Self::Interrupted => ("INTERRUPTED", json!({})),
         };
         json!({ "reason": reason, "message": self.message(global), "details": details })
@@ -105,7 +108,7 @@ impl Problem {
                 Error::Unexpected(_) => 1,
             },
             Self::Usage(_) => 2,
-            Self::Io(_) => 1,
+            Self::Io(_) | Self::ModelFile(_) => 1,
             Self::Closed => 0,
             Self::Interrupted => 130,
         }

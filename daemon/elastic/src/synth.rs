@@ -163,7 +163,7 @@ pub fn write(
     seed: u64,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<()> {
-    let part = part_of(path);
+    let part = partial(path);
     let result =
         write_file(&part, shape, quant, seed, progress).and_then(|()| std::fs::rename(&part, path));
     result.map_err(|source| {
@@ -173,7 +173,8 @@ pub fn write(
 }
 
 /// The name until the file is whole, in the same folder.
-fn part_of(path: &Path) -> PathBuf {
+#[must_use]
+pub fn partial(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".part");
     path.with_file_name(name)
