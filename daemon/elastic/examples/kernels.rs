@@ -1,5 +1,6 @@
 //! How fast the kernels are on this machine: decode (one token) as GB/s of weights on one and two
-//! threads beside a plain read of the same memory, and prefill (64 tokens) as GFLOP/s.
+//! threads beside a plain read of the same memory, prefill (64 tokens) as GFLOP/s on two threads, and
+//! what a sparse layer saves, where one unit in twenty is other than zero.
 //!
 //! ```text
 //! cargo run --release -p nestd-elastic --example kernels [KIND...]
@@ -9,7 +10,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use nestd_elastic::kernels::{Input, Kernels, Out};
+use nestd_elastic::kernels::{Columns, Input, Kernels, Out};
 use nestd_elastic::tensor::{Kind, Matrix};
 
 /// Weights for decode: more than any cache holds.
@@ -103,6 +104,40 @@ fn prefill(
     (2 * rows * cols * tokens * repeats) as f64 / seconds / 1e9
 }
 
+/// Microseconds of one token on one thread: up with all rows and with those listed, down with all
+/// columns and by columns.
+fn sparse(kernels: &Kernels, kind: Kind, bytes: &[u8], round: usize) -> Option<[f64; 4]> {
+    let (width, units) = (2048, 8192);
+    let size = Columns::size(kind, width, units)?;
+    let mut bits = 1_u64;
+    let inputs: Vec<(u32, f32)> = (0..8192)
+        .filter(|_| {
+            bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (bits >> 33) % 20 == 0
+        })
+        .map(|unit| (unit, 0.5))
+        .collect();
+    let list: Vec<u32> = inputs.iter().map(|(unit, _)| *unit).collect();
+    let mut x = Input::default();
+    x.set(kernels, &vec![0.5; width], 1, width);
+    let mut all = Input::default();
+    all.set(kernels, &vec![0.5; units], 1, units);
+    let mut out = vec![0.0; units];
+    let out = Out::new(&mut out, units);
+    // Other weights each time, or they would come from a cache.
+    let mut parts = bytes.chunks_exact(size).cycle().skip(4 * round);
+    let len = kind.row_bytes(width)? * units;
+    let up = Matrix::new(kind, units, width, parts.next()?.get(..len)?)?;
+    let whole = timed(1, |_| kernels.product(&up, 0..units, &x, &out));
+    let up = Matrix::new(kind, units, width, parts.next()?.get(..len)?)?;
+    let listed = timed(1, |_| kernels.product_of(&up, &list, 0..list.len(), &x, &out));
+    let down = Matrix::new(kind, width, units, parts.next()?.get(..len)?)?;
+    let dense = timed(1, |_| kernels.product(&down, 0..width, &all, &out));
+    let down = Columns::new(kind, width, units, parts.next()?)?;
+    let few = timed(1, |_| kernels.sparse_down(&down, 0..width, &inputs, &out));
+    Some([whole, listed, dense, few].map(|seconds| seconds * 1e6))
+}
+
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
@@ -139,6 +174,31 @@ fn main() {
                 kernels.name(),
                 kind.name(),
             );
+        }
+    }
+    println!();
+    println!(
+        "| ISA | kind | up 8192x2048, all rows | rows listed | down, dense | by columns (us) |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- |");
+    for kernels in Kernels::all() {
+        if kernels.name() == "plain" {
+            continue;
+        }
+        for kind in Kind::ALL.into_iter().filter(|kind| wants(kind.name())) {
+            let mut runs: [Vec<f64>; 4] = Default::default();
+            for round in 0..21 {
+                let Some(times) = sparse(kernels, kind, &bytes, round) else { break };
+                runs.iter_mut().zip(times).for_each(|(runs, time)| runs.push(time));
+            }
+            if runs.iter().any(|runs| !runs.is_empty()) {
+                let [whole, listed, dense, few] = runs.map(median);
+                println!(
+                    "| {} | {} | {whole:.0} | {listed:.0} | {dense:.0} | {few:.0} |",
+                    kernels.name(),
+                    kind.name(),
+                );
+            }
         }
     }
 }

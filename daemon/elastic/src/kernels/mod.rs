@@ -46,6 +46,7 @@ pub use input::Input;
 use crate::tensor::{Kind, Matrix};
 
 type Product = unsafe fn(&Matrix<'_>, Rows<'_>, &Input, &Out<'_>);
+type Sparse = unsafe fn(&Columns<'_>, Range<usize>, &[(u32, f32)], *mut f32);
 type Quantize = unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32]);
 
 /// A table of kernels for one instruction set. Tables are only handed out where this CPU has it.
@@ -68,7 +69,7 @@ pub struct Kernels {
     to_f16: unsafe fn(&[f32], &mut [f16]),
     gelu_times: unsafe fn(&mut [f32], &[f32]),
     exp_sub_sum: unsafe fn(&mut [f32], f32) -> f32,
-    sparse: unsafe fn(&Columns<'_>, Range<usize>, &[(u32, f32)], *mut f32),
+    sparse: Sparse,
 }
 
 impl std::fmt::Debug for Kernels {
@@ -283,7 +284,7 @@ struct Rows<'a> {
 
 impl Rows<'_> {
     /// The `i`-th row, `i` being within `start..end`.
-    #[inline(always)]
+    #[inline]
     fn row(self, i: usize) -> usize {
         match self.list {
             Some(list) => list.get(i).map_or(0, |row| *row as usize),
