@@ -2,7 +2,9 @@
 //!
 //! For each token the grammar says which tokens may follow ([`Constraint::allowed`]); all others are made
 //! impossible before one is chosen. The tree of all tokens' bytes that this needs is built when a
-//! constraint is first asked for: with Gemma's vocabulary it takes 17 MB.
+//! constraint is first asked for. With Gemma's vocabulary that takes 0.4 s and 79 MB, of which 37 MB stay:
+//! the library keeps three copies. Whoever needs the memory drops the [`TrieEnv`] and makes a new one.
+//! A step through a JSON schema then takes 5 to 100 µs, the first one inside a string 2.4 ms.
 //!
 //! A grammar comes from a client, so its size, the steps to read it, the steps for one token and the
 //! memory of its automaton are limited; one that wants more fails.

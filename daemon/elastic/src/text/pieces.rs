@@ -5,7 +5,9 @@
 
 use std::hash::{BuildHasher as _, RandomState};
 
-use super::vocab::{Error, Kind, MAX_ENTRIES, MAX_PIECE, SPACE, Vocabulary};
+use super::vocab::{
+    END_OF_TURN, Error, Kind, MAX_ENTRIES, MAX_PIECE, SPACE, START_OF_TURN, Vocabulary,
+};
 
 /// The pieces, their scores, and the two ways to find one.
 pub(super) struct Pieces {
@@ -95,8 +97,9 @@ impl Pieces {
             6 => Kind::Byte,
             kind => return Err(Error::Kind { id, kind }),
         };
-        // What begins and ends texts is never text, whatever else the file says.
-        if steering.contains(&Some(index)) {
+        // What begins and ends texts and turns is never text, whatever else the file says.
+        let turn = [START_OF_TURN, END_OF_TURN].iter().any(|piece| piece.as_bytes() == token);
+        if turn || steering.contains(&Some(index)) {
             kind = Kind::Control;
         }
         if score.is_nan() {

@@ -13,7 +13,7 @@ use std::ops::Range;
 pub use super::decoder::Decoder;
 use super::merge::{Merger, character_len};
 use super::pieces::Pieces;
-use super::vocab::SPACE;
+use super::vocab::{END_OF_TURN, SPACE};
 pub use super::vocab::{Error, Kind, Vocabulary};
 
 /// What control tokens are that are written in a text.
@@ -67,7 +67,10 @@ impl Tokenizer {
                 return Err(Error::Outside { name, id, tokens: pieces.len() as usize });
             }
         }
-        Ok(Self { pieces, meeting, bos, eos, eot, unk, add_space_prefix })
+        let mut tokenizer = Self { pieces, meeting, bos, eos, eot, unk, add_space_prefix };
+        // Many files do not say which it is; an answer would go on with the user's next turn.
+        tokenizer.eot = eot.or_else(|| tokenizer.control(END_OF_TURN));
+        Ok(tokenizer)
     }
 
     /// How many tokens there are.

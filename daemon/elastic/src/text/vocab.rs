@@ -7,6 +7,11 @@ pub(super) const MAX_PIECE: usize = 1024;
 /// The character that stands for a space.
 pub(super) const SPACE: &str = "\u{2581}";
 
+/// Ends a turn of Gemma's chats.
+pub(super) const END_OF_TURN: &str = "<end_of_turn>";
+/// Begins one.
+pub(super) const START_OF_TURN: &str = "<start_of_turn>";
+
 /// A vocabulary as a file has it.
 pub struct Vocabulary<'a, T> {
     /// The pieces, in the order of their ids.

@@ -79,6 +79,29 @@ fn what_steers_is_control_whatever_the_file_says() {
 }
 
 #[test]
+fn turns_are_known_though_the_file_does_not_name_them() {
+    let mut entries = entries(&[], &[]);
+    entries[4].2 = 1;
+    entries[5].2 = 4;
+    let scores = vec![0.0; entries.len()];
+    let kinds: Vec<u32> = entries.iter().map(|entry| entry.2).collect();
+    let vocab = Tokenizer::new(Vocabulary {
+        tokens: entries.iter().map(|entry| entry.0.as_slice()),
+        scores: &scores,
+        kinds: &kinds,
+        bos: Some(2),
+        eos: Some(1),
+        eot: None,
+        unk: None,
+        add_space_prefix: false,
+    });
+    let vocab = vocab.unwrap();
+    assert_eq!(vocab.eot(), Some(5));
+    assert_eq!(vocab.encode("<start_of_turn><end_of_turn>", Parse), [4, 5]);
+    assert_eq!(vocab.encode("<start_of_turn>", Text).len(), 15);
+}
+
+#[test]
 fn broken_vocabularies_are_refused_and_say_where() {
     let refused = |change: &dyn Fn(&mut Vec<super::Entry>)| {
         let mut entries = entries(&["<b>"], &["a", "b"]);
