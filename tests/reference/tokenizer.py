@@ -4,8 +4,16 @@ Run by hand:  python3 -m venv V && V/bin/pip install tokenizers && V/bin/python 
 
 Writes daemon/elastic/tests/data/tokenizer.json: texts and their ids with the demo model's vocabulary.
 
+That vocabulary learned one merge for each piece, a GGUF file allows every merge that makes one; the script
+counts the texts for which this matters (none).
+
 With --gemma FILE (Gemma's own tokenizer.json) and --text FILES it writes the vocabulary as a GGUF file has
 it, and the ids of the texts, to --out; the ignored test `gemma_itself` reads both (NESTD_TOKENIZER=FOLDER).
+
+Found with Gemma 3's file (262144 tokens, 514906 merges) on 21 MB of text in 70 languages, 3780 texts and
+7.7 million tokens: the same ids for all but one text, which has U+2581 itself next to spaces. The order of
+the merges is the order of the ids, so a score is as good as an id; every character of a piece is a piece.
+User-defined are runs of 1 to 31 new lines, 2 to 31 spaces and 1 to 31 tabs, and HTML tags.
 """
 
 import argparse

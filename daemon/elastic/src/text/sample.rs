@@ -3,7 +3,7 @@
 //! The same request with the same seed makes the same answer, whatever runs beside it: a draw depends on
 //! the seed, the position and the logits alone. Over 262144 logits the likeliest are selected in one pass
 //! that keeps only a few of them; nothing is sorted that is not drawn from. On a desktop's core the likeliest
-//! takes 0.15 ms, a draw from the 64 likeliest 0.25 ms, and one from all of them 20 ms.
+//! takes 0.05 ms, a draw from the 64 likeliest 0.07 ms, and one from all of them 20 ms.
 //!
 //! Logits that are no finite numbers are tokens that cannot be chosen.
 
@@ -32,13 +32,18 @@ const SORTED: usize = 256;
 /// A token and its logit.
 type Candidate = (u32, f32);
 
+/// Logits that are looked at together.
+const CHUNK: usize = 64;
+
 /// The likeliest token, the first of equals. None if there is no finite logit.
 #[must_use]
+#[expect(clippy::float_cmp, reason = "the highest is one of the logits")]
 pub fn greedy(logits: &[f32]) -> Option<usize> {
-    let highest = highest(logits)?;
-    // Equality is meant: it is one of them.
-    #[expect(clippy::float_cmp, reason = "the highest is one of the logits")]
-    logits.iter().position(|logit| *logit == highest)
+    let chunks = Chunks::new(logits);
+    let highest = chunks.highest()?;
+    let start = chunks.highest.iter().position(|one| *one == highest)? * CHUNK;
+    let within = logits.get(start..)?.iter().position(|logit| *logit == highest)?;
+    Some(start + within)
 }
 
 impl Draw {
@@ -46,9 +51,10 @@ impl Draw {
     /// finite logit.
     #[must_use]
     pub fn token(&self, logits: &[f32], position: usize) -> Option<usize> {
-        let highest = highest(logits)?;
+        let chunks = Chunks::new(logits);
+        let highest = chunks.highest()?;
         let floor = f64::from(highest) + self.min_p.max(LEAST).ln() * self.temperature;
-        let mut tokens = candidates(logits, floor, self.top_k);
+        let mut tokens = chunks.candidates(floor, self.top_k);
         let weight = |token: &Candidate| {
             ((f64::from(token.1) - f64::from(highest)) / self.temperature).exp()
         };
@@ -79,8 +85,8 @@ impl Draw {
     }
 }
 
-/// The highest finite logit.
-fn highest(logits: &[f32]) -> Option<f32> {
+/// The highest finite logit; negative infinity if there is none.
+fn highest(logits: &[f32]) -> f32 {
     let finite = |logit: f32| if logit.is_finite() { logit } else { f32::NEG_INFINITY };
     let higher = |a: f32, b: f32| if b > a { b } else { a };
     // Side by side, so that the compiler can use wide registers.
@@ -92,8 +98,7 @@ fn highest(logits: &[f32]) -> Option<f32> {
             *lane = higher(*lane, finite(*logit));
         }
     }
-    let highest = rest.iter().copied().map(finite).chain(lanes).fold(f32::NEG_INFINITY, higher);
-    highest.is_finite().then_some(highest)
+    rest.iter().copied().map(finite).chain(lanes).fold(f32::NEG_INFINITY, higher)
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as sorting calls it")]
@@ -101,32 +106,53 @@ fn likeliest_first(a: &Candidate, b: &Candidate) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
-/// The `top` likeliest of the finite logits from `floor` on, in no order; all of them if `top` is 0.
-fn candidates(logits: &[f32], floor: f64, top: usize) -> Vec<Candidate> {
-    let most = if top == 0 { usize::MAX } else { top.saturating_mul(2).max(1024) };
-    let mut kept: Vec<Candidate> = Vec::with_capacity(most.min(4096).min(logits.len()));
-    // Never above `floor`, so that nothing is lost to rounding.
-    #[expect(clippy::cast_possible_truncation, reason = "checked again below")]
-    let mut least = (floor as f32).next_down();
-    for (start, chunk) in (0_u32..).step_by(64).zip(logits.chunks(64)) {
-        // Most of the vocabulary is passed here, without a branch for each.
-        if chunk.iter().map(|logit| u8::from(*logit >= least)).max() != Some(1) {
-            continue;
+/// Logits with the highest of each chunk, so that most of them are read once.
+struct Chunks<'a> {
+    logits: &'a [f32],
+    highest: Vec<f32>,
+}
+
+impl<'a> Chunks<'a> {
+    fn new(logits: &'a [f32]) -> Self {
+        Self { logits, highest: logits.chunks(CHUNK).map(highest).collect() }
+    }
+
+    fn highest(&self) -> Option<f32> {
+        let highest = self.highest.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        highest.is_finite().then_some(highest)
+    }
+
+    /// The `top` likeliest of the finite logits from `floor` on, in no order; all of them if `top` is 0.
+    fn candidates(&self, floor: f64, top: usize) -> Vec<Candidate> {
+        // As many chunks as tokens are wanted have one that is at least this high.
+        let mut least = f32::NEG_INFINITY;
+        if top > 0 && top < self.highest.len() {
+            let mut highest = self.highest.clone();
+            least = *highest.select_nth_unstable_by(top - 1, |a, b| b.total_cmp(a)).1;
         }
-        for (token, &logit) in (start..).zip(chunk) {
-            if logit >= least && logit.is_finite() && f64::from(logit) >= floor {
-                kept.push((token, logit));
+        let most = if top == 0 { usize::MAX } else { top.saturating_mul(2).max(1024) };
+        let mut kept: Vec<Candidate> = Vec::new();
+        let starts = (0_u32..).step_by(CHUNK);
+        for ((start, chunk), highest) in starts.zip(self.logits.chunks(CHUNK)).zip(&self.highest) {
+            if *highest < least || f64::from(*highest) < floor {
+                continue;
+            }
+            for (token, &logit) in (start..).zip(chunk) {
+                if logit >= least && logit.is_finite() && f64::from(logit) >= floor {
+                    kept.push((token, logit));
+                }
+            }
+            // Many equal ones.
+            if kept.len() >= most {
+                select(&mut kept, top);
+                least = kept.iter().map(|token| token.1).fold(f32::INFINITY, f32::min).max(least);
             }
         }
-        if kept.len() >= most {
+        if top > 0 {
             select(&mut kept, top);
-            least = kept.iter().map(|token| token.1).fold(f32::INFINITY, f32::min).max(least);
         }
+        kept
     }
-    if top > 0 && kept.len() > top {
-        select(&mut kept, top);
-    }
-    kept
 }
 
 /// Keeps the `top` likeliest, in no order.
@@ -164,9 +190,10 @@ pub struct Logprobs {
 /// model thinks, before anything is cut off. None if there is no finite logit.
 #[must_use]
 pub fn logprobs(logits: &[f32], chosen: usize, top: usize) -> Option<Logprobs> {
-    let highest = highest(logits)?;
+    let chunks = Chunks::new(logits);
+    let highest = chunks.highest()?;
     let sum: f64 = logits
-        .chunks(64)
+        .chunks(CHUNK)
         .map(|chunk| {
             let part = |logit: &f32| if logit.is_finite() { (logit - highest).exp() } else { 0.0 };
             f64::from(chunk.iter().map(part).sum::<f32>())
@@ -174,7 +201,7 @@ pub fn logprobs(logits: &[f32], chosen: usize, top: usize) -> Option<Logprobs> {
         .sum();
     #[expect(clippy::cast_possible_truncation, reason = "a logarithm needs no 53 bits")]
     let of = |logit: f32| (f64::from(logit) - f64::from(highest) - sum.ln()) as f32;
-    let mut likeliest = if top == 0 { vec![] } else { candidates(logits, f64::MIN, top) };
+    let mut likeliest = if top == 0 { vec![] } else { chunks.candidates(f64::MIN, top) };
     likeliest.sort_unstable_by(likeliest_first);
     let chosen = logits.get(chosen).copied().filter(|logit| logit.is_finite());
     Some(Logprobs {
