@@ -113,7 +113,7 @@ fn sparse(kernels: &Kernels, kind: Kind, bytes: &[u8], round: usize) -> Option<[
     let inputs: Vec<(u32, f32)> = (0..8192)
         .filter(|_| {
             bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (bits >> 33) % 20 == 0
+            (bits >> 33).is_multiple_of(20)
         })
         .map(|unit| (unit, 0.5))
         .collect();

@@ -9,7 +9,7 @@
 //! | `product`, `rows`, `elements` | the fast kernels for quantized matrices, float matrices, activations |
 //! | `columns`, `sparse` | a matrix by columns, and its product with few inputs |
 //! | `pack` | the blocks of quantized kinds, unpacked for `product` |
-//! | `avx512`, `avx2`, `neon` | those operations and the tables of kernels for one instruction set each |
+//! | `avx512`, `avx2`, `sse41`, `neon` | those operations and the tables of kernels for one instruction set each |
 //!
 //! The forward pass takes [`Kernels::best`] once and calls its methods from the threads of its pool.
 
@@ -32,6 +32,8 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "x86_64")]
+mod sse41;
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -93,6 +95,9 @@ impl Kernels {
         let mut all = vec![&scalar::TABLE];
         #[cfg(target_arch = "x86_64")]
         {
+            if is_x86_feature_detected!("sse4.1") && is_x86_feature_detected!("ssse3") {
+                all.push(&sse41::TABLE);
+            }
             if is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c")
