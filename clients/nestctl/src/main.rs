@@ -3,6 +3,7 @@
 
 mod args;
 mod ask;
+mod bench;
 mod chat;
 mod eval;
 mod generate;
@@ -38,6 +39,7 @@ fn run(global: &Global, command: Command) -> Result<(), Problem> {
         Command::Completions(args) => return generate::completions(&args, &mut screen),
         Command::Man(args) => return generate::man(&args, &mut screen),
         Command::Model(command) => return model::run(&command, &mut screen),
+        Command::Bench(args) => return bench::bench(&args, &mut screen),
         // Before anything is connected or awaited: reading a pipe blocks.
         command => input::read(command)?,
     };
