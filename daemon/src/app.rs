@@ -135,14 +135,15 @@ fn settings(config: &Config) -> service::Settings {
         catalog: Catalog {
             dir: config.model.dir.clone(),
             sim: config.sim_enabled,
-            isq: config.model.isq,
-        },
-        engine: engine::Settings {
-            isq: config.model.isq,
-            context_tokens: config.model.context_tokens,
-            parallel_requests: config.limits.parallel_requests,
-            cache_dir: config.model.cache_dir.clone(),
-            sim: config.sim.clone(),
+            prefer: config.model.engine,
+            engine: engine::Settings {
+                isq: config.model.isq,
+                context_tokens: config.model.context_tokens,
+                parallel_requests: config.limits.parallel_requests,
+                elastic: config.elastic.clone(),
+                cache_dir: config.model.cache_dir.clone(),
+                sim: config.sim.clone(),
+            },
         },
         model: config.model.name.clone(),
         size: config.model.size.clone(),

@@ -165,6 +165,13 @@ impl Sink {
         }
     }
 
+    /// The answer goes on at the size `to`.
+    pub fn size_changed(&self, from: &str, to: &str, reason: &str) {
+        self.size(to);
+        let (from, to, reason) = (from.into(), to.into(), reason.into());
+        self.shared.push(Event::SizeChanged { from, to, reason });
+    }
+
     /// The engine has read `done` of the prompt's `total` tokens, `cached` of them from a KV cache.
     pub fn prefill(&self, done: u32, total: u32, cached: u32) {
         {

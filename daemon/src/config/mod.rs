@@ -10,8 +10,11 @@ use std::path::{Path, PathBuf};
 
 use config::{Environment, File, FileFormat, Map, Source, Value, ValueKind};
 
-use crate::engine::{Isq, SimSettings};
-use crate::types::Limits;
+use nestd_elastic::kv::Store;
+use nestd_elastic::pool::Settings as PoolSettings;
+
+use crate::engine::{Isq, SimSettings, elastic};
+use crate::types::{EngineKind, Limits};
 use reader::Reader;
 
 /// The shipped file, which holds every key with its default.
@@ -36,6 +39,8 @@ pub struct Config {
     pub log_level: String,
     /// `[sim] enabled`
     pub sim_enabled: bool,
+    /// `[elastic]`
+    pub elastic: elastic::Settings,
     /// The rest of `[sim]`
     pub sim: SimSettings,
 }
@@ -51,6 +56,8 @@ pub struct Model {
     pub name: String,
     /// The size to load; empty: the largest.
     pub size: String,
+    /// The engine for models that more than one could run; None is mistral.rs where it was built in.
+    pub engine: Option<EngineKind>,
     /// In-situ quantization.
     pub isq: Isq,
     /// 0: what the model was made for.
@@ -124,6 +131,7 @@ impl Config {
                 cache_dir: read.path("model.cache_dir"),
                 name: read.string("model.name"),
                 size: read.string("model.size"),
+                engine: read.parsed("model.engine", engine),
                 isq: read.parsed("model.isq", isq),
                 context_tokens: read.u32("model.context_tokens", 0..=131_072),
                 memory_mib: read.u64("model.memory_mib", 0..=1 << 24),
@@ -144,6 +152,15 @@ impl Config {
             buffer_bytes: read.u32("limits.buffer_bytes", 1024..=64 << 20) as usize,
             drain_ms: read.u64("limits.drain_ms", 0..=3_600_000),
             log_level: read.parsed("log.level", log_level),
+            elastic: elastic::Settings {
+                pool: PoolSettings {
+                    threads: read.u32("elastic.threads", 0..=256) as usize,
+                    cores: read.parsed("elastic.cores", cores),
+                    nice: read.u32("elastic.nice", 0..=19).cast_signed(),
+                },
+                store: read.parsed("elastic.kv", store),
+                prefix_cache_mib: read.u64("elastic.prefix_cache_mib", 0..=1 << 20),
+            },
             sim_enabled: read.bool("sim.enabled"),
             sim: SimSettings {
                 load_ms: read.u64("sim.load_ms", 0..=600_000),
@@ -232,6 +249,39 @@ fn with_d(file: &Path) -> PathBuf {
     let mut folder = file.as_os_str().to_owned();
     folder.push(".d");
     folder.into()
+}
+
+fn engine(text: &str) -> Result<Option<EngineKind>, String> {
+    match text {
+        "auto" => Ok(None),
+        "mistralrs" => Ok(Some(EngineKind::Mistralrs)),
+        "elastic" => Ok(Some(EngineKind::Elastic)),
+        _ => Err("is not one of \"auto\", \"elastic\", \"mistralrs\"".into()),
+    }
+}
+
+/// Numbers and ranges of them, as in `taskset`: "0,2-3".
+fn cores(text: &str) -> Result<Vec<usize>, String> {
+    let wrong = || "is not a list of cores such as \"0,2-3\"".to_owned();
+    let number = |text: &str| text.trim().parse().ok().filter(|core: &usize| *core < 1024);
+    let mut cores = Vec::new();
+    for part in text.split(',').filter(|part| !part.trim().is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = number(first).zip(number(last)).ok_or_else(wrong)?;
+        if first > last {
+            return Err(wrong());
+        }
+        cores.extend(first..=last);
+    }
+    Ok(cores)
+}
+
+fn store(text: &str) -> Result<Store, String> {
+    match text {
+        "f16" => Ok(Store::F16),
+        "q8_0" => Ok(Store::Q8_0),
+        _ => Err("is not one of \"f16\", \"q8_0\"".into()),
+    }
 }
 
 fn isq(text: &str) -> Result<Isq, String> {

@@ -1,54 +1,59 @@
-//! Which models there are: the folders below `model.dir`, each looked at through its files' headers
-//! only, and the simulator where the configuration turns it on.
+//! Which models there are: the folders and GGUF files in `model.dir`, each looked at through its
+//! headers only, and the simulator where the configuration turns it on.
+//!
+//! A GGUF file, or a folder with exactly one, is for the engine `elastic`; a folder with a `config.json`
+//! is a Hugging Face checkpoint for `mistralrs`. Where both would do, the configuration says.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::{Isq, checkpoint, sim};
-use crate::types::{Error, ModelInfo};
+use super::{Settings, checkpoint, elastic, sim};
+use crate::types::{EngineKind, Error, ModelInfo};
 
 /// A model that was found, usable or not.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// The folder's name.
+    /// The folder's name, or the file's without its extension.
     pub model: String,
-    /// The folder; empty for the simulator.
+    /// What the engine opens: the folder or the file; empty for the simulator.
     pub path: PathBuf,
     /// What its headers say, or why it cannot be used.
     pub info: Result<ModelInfo, Error>,
 }
 
 /// Where to look.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Catalog {
     /// The folder of models.
     pub dir: PathBuf,
     /// Whether the simulator is a model too.
     pub sim: bool,
-    /// What models of full weights are quantized to, for the estimate of their memory.
-    pub isq: Isq,
+    /// The engine for models that more than one could run; None is what was built in, mistral.rs first.
+    pub prefer: Option<EngineKind>,
+    /// How models are loaded, for the estimate of their memory.
+    pub engine: Settings,
 }
 
 impl Catalog {
     /// Every model, by name, with what its headers say.
     pub fn list(&self) -> Result<Vec<Entry>, Error> {
-        Ok(self.folders()?.into_iter().map(|(model, path)| self.inspect(model, path)).collect())
+        Ok(self.found()?.into_iter().map(|(model, path)| self.inspect(model, path)).collect())
     }
 
     /// The names alone: no file of a model is read.
     pub fn names(&self) -> Result<Vec<String>, Error> {
-        Ok(self.folders()?.into_iter().map(|(model, _)| model).collect())
+        Ok(self.found()?.into_iter().map(|(model, _)| model).collect())
     }
 
     /// The model of this name. The name is compared with those that are there, so it cannot lead out
     /// of the folder.
     pub fn find(&self, model: &str) -> Result<Entry, Error> {
-        let found = self.folders()?.into_iter().find(|(name, _)| name == model);
+        let found = self.found()?.into_iter().find(|(name, _)| name == model);
         let (model, path) = found.ok_or_else(|| Error::ModelNotFound { model: model.into() })?;
         Ok(self.inspect(model, path))
     }
 
-    /// Names and folders, sorted; the simulator has none. A missing `model.dir` holds no model.
-    fn folders(&self) -> Result<Vec<(String, PathBuf)>, Error> {
+    /// Names with folders or files, sorted; the simulator has none. A missing `model.dir` holds no model.
+    fn found(&self) -> Result<Vec<(String, PathBuf)>, Error> {
         let mut found = Vec::new();
         if self.sim {
             found.push((sim::MODEL.to_owned(), PathBuf::new()));
@@ -64,7 +69,12 @@ impl Catalog {
         for item in folder {
             let path = item.map_err(unreadable)?.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-            if path.is_dir() && !name.starts_with('.') && !(self.sim && name == sim::MODEL) {
+            let name = match is_gguf(&path) {
+                true => name.strip_suffix(".gguf").unwrap_or(name),
+                false if path.is_dir() => name,
+                false => continue,
+            };
+            if !name.starts_with('.') && !found.iter().any(|(known, _)| known == name) {
                 found.push((name.to_owned(), path));
             }
         }
@@ -73,11 +83,41 @@ impl Catalog {
     }
 
     fn inspect(&self, model: String, path: PathBuf) -> Entry {
-        let info = if path.as_os_str().is_empty() {
-            Ok(sim::info())
-        } else {
-            checkpoint::inspect(&model, &path, self.isq)
-        };
-        Entry { model, path, info }
+        if path.as_os_str().is_empty() {
+            return Entry { model, path, info: Ok(sim::info()) };
+        }
+        match self.gguf(&path) {
+            Some(file) => {
+                let info = elastic::inspect(&model, &file, &self.engine);
+                Entry { model, path: file, info }
+            }
+            None => {
+                let info = checkpoint::inspect(&model, &path, self.engine.isq);
+                Entry { model, path, info }
+            }
+        }
     }
+
+    /// The GGUF file to open for a model, if that is how it is run.
+    fn gguf(&self, path: &Path) -> Option<PathBuf> {
+        if is_gguf(path) {
+            return Some(path.to_owned());
+        }
+        let checkpoint = path.join("config.json").exists();
+        let prefer = self.prefer.unwrap_or(if cfg!(feature = "mistralrs") {
+            EngineKind::Mistralrs
+        } else {
+            EngineKind::Elastic
+        });
+        if checkpoint && prefer == EngineKind::Mistralrs {
+            return None;
+        }
+        let mut files = std::fs::read_dir(path).ok()?.flatten().map(|item| item.path());
+        let file = files.find(|path| is_gguf(path))?;
+        files.all(|path| !is_gguf(&path)).then_some(file)
+    }
+}
+
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "gguf") && path.is_file()
 }

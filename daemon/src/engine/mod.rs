@@ -7,6 +7,7 @@
 pub mod catalog;
 #[cfg_attr(not(feature = "mistralrs"), allow(dead_code, reason = "the list of models needs less"))]
 mod checkpoint;
+pub mod elastic;
 #[cfg(feature = "mistralrs")]
 mod mistralrs;
 mod sim;
@@ -33,6 +34,12 @@ pub trait Engine {
 
     /// Advances the running jobs by one unit of work, and says when to be called again.
     fn step(&mut self) -> Step;
+
+    /// Goes on at another size with the next step, running requests included, and tells them why.
+    /// None if the engine, or this one of its models, has to be loaded anew for that.
+    fn switch(&mut self, _size: &str, _reason: &str) -> Option<()> {
+        None
+    }
 
     /// Counts the tokens of a conversation, template included.
     fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error>;
@@ -67,7 +74,7 @@ pub enum Step {
 pub struct Plan {
     /// The model's name.
     pub model: String,
-    /// Its folder; empty for the simulator.
+    /// Its folder or its file; empty for the simulator.
     pub path: PathBuf,
     /// What its headers say.
     pub info: ModelInfo,
@@ -86,6 +93,8 @@ pub struct Settings {
     pub context_tokens: u32,
     /// Requests that generate at once.
     pub parallel_requests: u32,
+    /// How the elastic engine runs.
+    pub elastic: elastic::Settings,
     /// Where files that are made from a model are kept, and may be lost.
     pub cache_dir: PathBuf,
     /// The simulator's speeds.
@@ -122,6 +131,7 @@ pub struct SimSettings {
 /// Loads a model, on the calling thread. `progress` is told 0 to 1, as well as it can be known.
 pub fn load(plan: &Plan, progress: &dyn Fn(f64)) -> Result<Box<dyn Engine>, Error> {
     match plan.info.engine {
+        EngineKind::Elastic => Ok(Box::new(elastic::Elastic::load(plan, progress)?)),
         EngineKind::Sim => Ok(Box::new(sim::Sim::load(plan, progress))),
         #[cfg(feature = "mistralrs")]
         EngineKind::Mistralrs => Ok(Box::new(mistralrs::Mistralrs::load(plan, progress)?)),

@@ -36,6 +36,7 @@ pub fn info() -> ModelInfo {
 /// The loaded simulator. Jobs run side by side, each at the set speed.
 pub struct Sim {
     loaded: Loaded,
+    speeds: SimSettings,
     decode: Duration,
     prefill: Duration,
     running: Vec<Running>,
@@ -53,12 +54,13 @@ struct Running {
 impl Sim {
     /// Takes the configured time, in ten steps of progress.
     pub fn load(plan: &Plan, progress: &dyn Fn(f64)) -> Self {
-        let SimSettings { load_ms, tokens_per_s, prefill_tokens_per_s } = plan.settings.sim;
+        let speeds = plan.settings.sim.clone();
         for tenth in 1..=10_u32 {
-            std::thread::sleep(Duration::from_millis(load_ms) / 10);
+            std::thread::sleep(Duration::from_millis(speeds.load_ms) / 10);
             progress(f64::from(tenth) / 10.0);
         }
         let cost = SIZES.iter().find(|(name, _)| *name == plan.size).map_or(1.0, |(_, cost)| *cost);
+        let (decode, prefill) = speeds.at(cost);
         let context = plan.settings.context_tokens;
         Self {
             loaded: Loaded {
@@ -73,10 +75,19 @@ impl Sim {
                 },
                 parallel_requests: plan.settings.parallel_requests,
             },
-            decode: Duration::from_secs_f64(cost / 2.0 / tokens_per_s),
-            prefill: Duration::from_secs_f64(cost / 2.0 / prefill_tokens_per_s),
+            speeds,
+            decode,
+            prefill,
             running: Vec::new(),
         }
+    }
+}
+
+impl SimSettings {
+    /// Times of a token, in decode and in prefill, at a size of this cost.
+    fn at(&self, cost: f64) -> (Duration, Duration) {
+        let time = |tokens_per_s: f64| Duration::from_secs_f64(cost / 2.0 / tokens_per_s);
+        (time(self.tokens_per_s), time(self.prefill_tokens_per_s))
     }
 }
 
@@ -133,6 +144,16 @@ impl Engine for Sim {
                 due.saturating_duration_since(Instant::now()).min(Duration::from_millis(20)),
             ),
         }
+    }
+
+    fn switch(&mut self, size: &str, reason: &str) -> Option<()> {
+        let (_, cost) = SIZES.iter().find(|(name, _)| *name == size)?;
+        for running in &self.running {
+            running.job.sink.size_changed(&self.loaded.size, size, reason);
+        }
+        size.clone_into(&mut self.loaded.size);
+        (self.decode, self.prefill) = self.speeds.at(*cost);
+        Some(())
     }
 
     fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error> {

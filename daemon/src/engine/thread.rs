@@ -27,6 +27,8 @@ enum Command {
     /// (`Keep::Nothing`) or after the new one stands (`Keep::Old`); in the second case a failure
     /// leaves the old one in place.
     Load { plan: Box<Plan>, keep: Keep, progress: Progress, reply: Reply<Loaded> },
+    /// Any time. Answered with None where that takes a load.
+    Switch { size: String, reason: String, reply: Reply<Option<Loaded>> },
     /// Any time; jobs that still run are dropped with their engine.
     Unload { reply: Reply<()> },
     /// With an engine loaded.
@@ -68,6 +70,13 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Load { plan: Box::new(plan), keep, progress, reply })?;
         answer.await.map_err(|_| gone())?
+    }
+
+    /// Goes on at another size between two tokens. None where that takes a load.
+    pub async fn switch(&self, size: String, reason: String) -> Result<Option<Loaded>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Switch { size, reason, reply })?;
+        within(ANSWER, answer).await
     }
 
     /// Gives the model's memory back. Takes as long as it takes: a timeout would leave the caller with
@@ -161,6 +170,13 @@ fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>) {
                 loaded
             });
             let _ = reply.send(result);
+        }
+        Command::Switch { size, reason, reply } => {
+            let switched = engine.as_mut().and_then(|engine| {
+                engine.switch(&size, &reason)?;
+                Some(engine.loaded().clone())
+            });
+            let _ = reply.send(Ok(switched));
         }
         Command::Unload { reply } => {
             *engine = None;

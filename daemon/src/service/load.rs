@@ -84,14 +84,44 @@ impl Service {
             path: entry.path,
             info,
             size,
-            settings: settings.engine.clone(),
+            settings: settings.catalog.engine.clone(),
         };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sink, events) = stream::channel(id, settings.buffer_bytes);
+        if self.switch(&plan).await? {
+            sink.loading(1.0);
+            sink.finish(FinishReason::Stop);
+            return Ok(events);
+        }
         // From here on requests wait instead of being refused.
         self.pause(&plan.model);
         tokio::spawn(Arc::clone(self).run_load(plan, sink, guard, settings));
         Ok(events)
+    }
+
+    /// Changes only the size, between two tokens of the running requests, where the engine can. False
+    /// if the plan takes a load.
+    async fn switch(&self, plan: &Plan) -> Result<bool, Error> {
+        let Some(old) = self.loaded() else { return Ok(false) };
+        if old.model != plan.model || old.engine != plan.info.engine || old.size == plan.size {
+            return Ok(false);
+        }
+        self.fit(plan, &self.settings())?;
+        let began = Instant::now();
+        let reason = "asked for by a client".to_owned();
+        let Some(loaded) = self.engine.switch(plan.size.clone(), reason).await? else {
+            return Ok(false);
+        };
+        tracing::info!(
+            model = loaded.model,
+            from = old.size,
+            to = loaded.size,
+            us = began.elapsed().as_micros(),
+            "size changed"
+        );
+        self.held_mib.store(memory_of(plan), Ordering::Relaxed);
+        self.status.send_modify(|status| status.loaded = Some(loaded));
+        Ok(true)
     }
 
     /// Gives the model's memory back, after running requests have ended. A caller that goes away

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::engine::catalog::Catalog;
-use crate::engine::{self, Handle, Job};
+use crate::engine::{Handle, Job};
 use crate::stream::{self, Events, Sink, Stopper};
 use crate::types::{
     Client, Error, GenerateRequest, Limits, Loaded, Message, State, Status, check_messages,
@@ -27,10 +27,8 @@ pub use load::Listed;
 /// What the service takes from the configuration; replaced whole on a reload.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// Where models are.
+    /// Where models are, and how they are loaded.
     pub catalog: Catalog,
-    /// How they are loaded.
-    pub engine: engine::Settings,
     /// The model to load when none is named; empty: the only one there is.
     pub model: String,
     /// The size to load when none is named; empty: the largest.

@@ -5,6 +5,8 @@
 pub enum EngineKind {
     /// A Hugging Face folder, by mistral.rs.
     Mistralrs,
+    /// A GGUF file, mapped; any size at any token.
+    Elastic,
     /// Deterministic text at a set speed, for tests.
     Sim,
 }
@@ -15,6 +17,7 @@ impl EngineKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Mistralrs => "mistralrs",
+            Self::Elastic => "elastic",
             Self::Sim => "sim",
         }
     }

@@ -5,6 +5,7 @@
 mod answers;
 mod cancel;
 mod contract;
+mod elastic;
 mod errors;
 mod hostile;
 #[cfg(feature = "mistralrs")]

@@ -1,0 +1,172 @@
+//! Opening a GGUF file: what the list of models says about it, and everything that an engine needs.
+
+use std::path::Path;
+
+use nestd_elastic::chat::{Chat, Sampling};
+use nestd_elastic::error::Error as Problem;
+use nestd_elastic::forward::Runner;
+use nestd_elastic::gguf::Header;
+use nestd_elastic::kv::Store;
+use nestd_elastic::ladder;
+use nestd_elastic::model::Model;
+use nestd_elastic::need::need;
+use nestd_elastic::pool::{self, Pool};
+use nestd_elastic::sizes::Slice;
+use nestd_elastic::text::template::{self, Template, Turn};
+use nestd_elastic::text::tokenizer::Tokenizer;
+
+use super::super::Plan;
+use super::prefix::Prefixes;
+use super::{Elastic, count};
+use crate::types::{EngineKind, Error, Loaded, Message, ModelInfo, Role, SizeInfo};
+
+/// How the engine runs, from the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// The computing threads.
+    pub pool: pool::Settings,
+    /// What keys and values are stored as.
+    pub store: Store,
+    /// Memory for KV caches that are kept after their requests.
+    pub prefix_cache_mib: u64,
+}
+
+/// A size that the model can run at.
+pub struct Rung {
+    pub name: String,
+    pub slice: Slice,
+}
+
+/// The text side of the model.
+pub struct Text {
+    pub tokenizer: Tokenizer,
+    pub sampling: Sampling,
+    template: Template,
+}
+
+impl Text {
+    /// The conversation as tokens, with the start of an answer and exactly one BOS.
+    pub fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
+        self.encode(&messages.iter().map(|m| (m.role, m.text())).collect::<Vec<_>>())
+    }
+
+    fn encode(&self, turns: &[(Role, String)]) -> Result<Vec<u32>, Error> {
+        let turns: Vec<Turn<'_>> =
+            turns.iter().map(|(role, text)| Turn { role: role.name(), text }).collect();
+        self.template.encode_chat(&self.tokenizer, &turns).map_err(|error| match error {
+            template::Error::Refused(why) => {
+                Error::invalid("messages", format!("the model's chat template refuses them: {why}"))
+            }
+            error => Error::invalid("messages", error.to_string()),
+        })
+    }
+
+    /// Where the standing instructions of a prompt end: the tokens that another question after the same
+    /// system message begins with too.
+    pub fn standing(&self, messages: &[Message], prompt: &[u32]) -> Option<usize> {
+        let system = messages.first().filter(|message| message.role == Role::System)?;
+        // Two letters that no text begins with alike.
+        let other = |text: &str| {
+            self.encode(&[(Role::System, system.text()), (Role::User, text.to_owned())]).ok()
+        };
+        let common =
+            |other: Vec<u32>| prompt.iter().zip(other).take_while(|(a, b)| **a == *b).count();
+        Some(common(other("A")?).min(common(other("z")?)))
+    }
+}
+
+/// What the list of models says about a file, from its header.
+pub fn inspect(
+    model: &str,
+    path: &Path,
+    engine: &super::super::Settings,
+) -> Result<ModelInfo, Error> {
+    let invalid = |problem: Problem| invalid(model, &problem);
+    let (settings, parallel) = (&engine.elastic, u64::from(engine.parallel_requests));
+    let opened = Model::open(path).map_err(invalid)?;
+    let header = Header::read(opened.map().bytes()).map_err(invalid)?;
+    let context = context(&opened, engine.context_tokens);
+    let sizes = ladder::sizes_of(path, opened.config()).map_err(invalid)?;
+    let mut infos = Vec::new();
+    for size in sizes {
+        let slice = opened.slice(&size).map_err(invalid)?;
+        let need = need(&header, opened.config(), &slice, context, settings.store);
+        let kv = need.kv * parallel;
+        let bytes = need.total() - need.kv + kv + (settings.prefix_cache_mib << 20);
+        infos.push(SizeInfo {
+            name: size.name,
+            effective_params_b: size.effective_params_b,
+            memory_mib: bytes.div_ceil(1 << 20),
+        });
+    }
+    let context_tokens = count(opened.config().context);
+    Ok(ModelInfo { engine: EngineKind::Elastic, sizes: infos, context_tokens })
+}
+
+impl Elastic {
+    /// Maps a file and reads its text side.
+    pub fn load(plan: &Plan, progress: &dyn Fn(f64)) -> Result<Self, Error> {
+        let settings = &plan.settings.elastic;
+        let invalid = |problem: Problem| invalid(&plan.model, &problem);
+        let model = Model::open(&plan.path).map_err(invalid)?;
+        progress(0.1);
+        let Chat { tokenizer, template, sampling } = Chat::read(&model).map_err(invalid)?;
+        progress(0.5);
+        let mut rungs = Vec::new();
+        for size in ladder::sizes_of(&plan.path, model.config()).map_err(invalid)? {
+            let slice = model.slice(&size).map_err(invalid)?;
+            rungs.push(Rung { name: size.name, slice });
+        }
+        let slice = rungs.iter().find(|rung| rung.name == plan.size).map(|rung| &rung.slice);
+        let slice = slice.cloned().ok_or_else(|| {
+            let names: Vec<_> = rungs.iter().map(|rung| rung.name.as_str()).collect();
+            let problem = format!("it has no size {:?}, but {}", plan.size, names.join(", "));
+            Error::ModelInvalid { model: plan.model.clone(), problem }
+        })?;
+        let pool = Pool::new(&settings.pool)
+            .map_err(|error| Error::Internal(format!("the computing threads: {error}")))?;
+        let context = context(&model, plan.settings.context_tokens);
+        let loaded = Loaded {
+            model: plan.model.clone(),
+            engine: EngineKind::Elastic,
+            size: plan.size.clone(),
+            sizes: rungs.iter().map(|rung| rung.name.clone()).collect(),
+            context_tokens: count(context),
+            parallel_requests: plan.settings.parallel_requests,
+        };
+        let runner = Runner::new(pool, None);
+        tracing::info!(
+            model = plan.model,
+            kernels = runner.kernels().name(),
+            threads = runner.threads(),
+            "mapped"
+        );
+        // The first request need not wait for the disk.
+        model.read_ahead_all(&slice);
+        Ok(Self {
+            loaded,
+            model,
+            text: Text { tokenizer, sampling, template },
+            runner,
+            rungs,
+            slice,
+            store: settings.store,
+            prefixes: Prefixes::new(settings.prefix_cache_mib << 20),
+            running: Vec::new(),
+            switched: None,
+        })
+    }
+}
+
+/// The configured context, or the model's own if that is shorter or none is configured.
+fn context(model: &Model, configured: u32) -> usize {
+    let own = model.config().context;
+    match usize::try_from(configured) {
+        Ok(configured) if configured > 0 => configured.min(own),
+        _ => own,
+    }
+}
+
+fn invalid(model: &str, problem: &Problem) -> Error {
+    Error::ModelInvalid { model: model.to_owned(), problem: problem.to_string() }
+}

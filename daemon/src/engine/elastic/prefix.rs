@@ -1,0 +1,77 @@
+//! KV caches that are kept after their request, so that the next one need not read the same text again:
+//! the turns of a conversation so far, and standing instructions that many conversations begin with.
+
+use nestd_elastic::config::Config;
+use nestd_elastic::kv::{Sequence, Shape};
+
+/// Shorter beginnings are read again as fast as they are copied.
+const SHORTEST: usize = 16;
+
+/// The kept caches, the least recently used first.
+pub struct Prefixes {
+    kept: Vec<Kept>,
+    /// Memory for all of them together.
+    bytes: u64,
+}
+
+struct Kept {
+    tokens: Vec<u32>,
+    sequence: Sequence,
+}
+
+impl Prefixes {
+    /// None yet, and never more than this many bytes.
+    pub fn new(bytes: u64) -> Self {
+        Self { kept: Vec::new(), bytes }
+    }
+
+    /// A sequence of this shape that begins with as much of the prompt as is known; its last token is
+    /// left to read, because its logits are what is wanted.
+    pub fn take(&mut self, prompt: &[u32], shape: &Shape, config: &Config) -> Sequence {
+        let readable = prompt.len().saturating_sub(1);
+        let usable = |kept: &Kept| {
+            let common = kept.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+            let common = common.min(readable);
+            (common >= SHORTEST && common >= kept.sequence.shortest()).then_some(common)
+        };
+        let best = self
+            .kept
+            .iter()
+            .enumerate()
+            .filter_map(|(index, kept)| Some((usable(kept)?, index)))
+            .max();
+        if let Some((common, index)) = best {
+            let kept = self.kept.remove(index);
+            let mut copy = kept.sequence.clone();
+            copy.truncate(common);
+            self.kept.push(kept);
+            if let Ok(copy) = copy.resized(shape.capacity, config) {
+                return copy;
+            }
+        }
+        Sequence::new(shape)
+    }
+
+    /// Keeps a copy of a sequence whose tokens are these.
+    pub fn keep(&mut self, tokens: &[u32], sequence: &Sequence, config: &Config) {
+        if let Ok(copy) = sequence.resized(sequence.len(), config) {
+            self.give(tokens.to_vec(), copy);
+        }
+    }
+
+    /// Takes a sequence over whose tokens are these, in place of those that it continues.
+    pub fn give(&mut self, mut tokens: Vec<u32>, sequence: Sequence) {
+        tokens.truncate(sequence.len());
+        if tokens.len() < SHORTEST || sequence.bytes() > self.bytes {
+            return;
+        }
+        // One that can be cut back to an older one serves in its place.
+        self.kept.retain(|kept| {
+            !(tokens.starts_with(&kept.tokens) && sequence.shortest() <= kept.tokens.len())
+        });
+        self.kept.push(Kept { tokens, sequence });
+        while self.kept.iter().map(|kept| kept.sequence.bytes()).sum::<u64>() > self.bytes {
+            self.kept.remove(0);
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! One request that runs: how far its prompt is read, what was drawn, what its reader was told.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
+
+use nestd_elastic::kv::Sequence;
+use nestd_elastic::text::penalty::{Penalties, Seen};
+use nestd_elastic::text::sample::{Draw, greedy};
+use nestd_elastic::text::stop::Stops;
+use nestd_elastic::text::tokenizer::Decoder;
+
+use super::super::Job;
+use super::count;
+use super::load::Text;
+use crate::stream::Sink;
+use crate::types::{Error, FinishReason, Sampling};
+
+/// A request that was let through.
+pub struct Running {
+    job: Job,
+    prompt: Vec<u32>,
+    /// Tokens of the prompt that came from a cache.
+    cached: usize,
+    /// Where the standing instructions end, until a copy of their cache was kept.
+    standing: Option<usize>,
+    sequence: Sequence,
+    /// The answer's tokens.
+    answer: Vec<u32>,
+    draw: Option<Draw>,
+    penalties: Penalties,
+    seen: Seen,
+    decoder: Decoder,
+    stops: Stops,
+}
+
+/// What a step did for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// There is more to do.
+    GoesOn,
+    /// The standing instructions are read, and nothing more: their cache can be kept.
+    Standing,
+    /// It is over.
+    Ended(FinishReason),
+    /// The model gave no number to choose by.
+    Broken,
+}
+
+impl Running {
+    /// Begins a request. `sequence` begins with the cached part of the prompt; the first `standing`
+    /// tokens are likely to come again.
+    pub fn new(
+        job: Job,
+        prompt: Vec<u32>,
+        sequence: Sequence,
+        standing: Option<usize>,
+        text: &Text,
+    ) -> Self {
+        let cached = sequence.len();
+        let request = &job.request;
+        job.sink.prefill(count(cached), count(prompt.len()), count(cached));
+        #[expect(clippy::cast_possible_truncation, reason = "a penalty needs no 53 bits")]
+        let penalty = |value: Option<f64>, none: f32| value.map_or(none, |value| value as f32);
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } =
+            request.sampling;
+        Self {
+            cached,
+            standing: standing.filter(|standing| *standing > cached),
+            sequence,
+            answer: Vec::new(),
+            draw: draw(&request.sampling, text),
+            penalties: Penalties {
+                repetition: penalty(repetition_penalty, 1.0),
+                presence: penalty(presence_penalty, 0.0),
+                frequency: penalty(frequency_penalty, 0.0),
+                count_prompt: false,
+            },
+            seen: Seen::new(&prompt),
+            decoder: Decoder::default(),
+            stops: Stops::new(request.stopping.stop.clone()),
+            prompt,
+            job,
+        }
+    }
+
+    /// Where its reader is told.
+    pub fn sink(&self) -> &Sink {
+        &self.job.sink
+    }
+
+    /// Its KV caches.
+    pub fn sequence(&self) -> &Sequence {
+        &self.sequence
+    }
+
+    /// Its KV caches, for a step.
+    pub fn sequence_mut(&mut self) -> &mut Sequence {
+        &mut self.sequence
+    }
+
+    /// Tokens of the prompt that are still to be read.
+    pub fn unread(&self) -> usize {
+        self.prompt.len().saturating_sub(self.sequence.len())
+    }
+
+    /// The tokens of its next step: some of the prompt, at most `chunk`, or the one drawn last.
+    pub fn next(&self, chunk: usize) -> Vec<u32> {
+        let read = self.sequence.len();
+        if read >= self.prompt.len() {
+            return self.answer.last().copied().into_iter().collect();
+        }
+        // The standing instructions end a chunk, so that their cache can be copied there.
+        let end = self.standing.unwrap_or(usize::MAX).min(read + chunk).min(self.prompt.len());
+        self.prompt.get(read..end).unwrap_or_default().to_vec()
+    }
+
+    /// The prompt's tokens so far.
+    pub fn read_so_far(&self) -> &[u32] {
+        self.prompt.get(..self.sequence.len()).unwrap_or(&self.prompt)
+    }
+
+    /// A step has read more of the prompt, and there is more to read.
+    pub fn read(&mut self) -> Outcome {
+        let read = self.sequence.len();
+        self.sink().prefill(count(read), count(self.prompt.len()), count(self.cached));
+        if self.standing == Some(read) {
+            self.standing = None;
+            return Outcome::Standing;
+        }
+        Outcome::GoesOn
+    }
+
+    /// Draws the next token from its logits.
+    pub fn draw(&mut self, logits: &mut [f32], text: &Text) -> Outcome {
+        if self.answer.is_empty() {
+            let all = count(self.prompt.len());
+            self.sink().prefill(all, all, count(self.cached));
+        }
+        self.penalties.apply(logits, &self.seen);
+        let token = match &self.draw {
+            None => greedy(logits),
+            Some(draw) => draw.token(logits, self.sequence.len()),
+        };
+        let Some(token) = token.and_then(|token| u32::try_from(token).ok()) else {
+            return Outcome::Broken;
+        };
+        self.seen.push(token);
+        self.answer.push(token);
+        if text.tokenizer.ends(token) {
+            self.sink().text("", 1);
+            return Outcome::Ended(FinishReason::Stop);
+        }
+        let passed = self.stops.push(&self.decoder.push(&text.tokenizer, token));
+        self.sink().text(&passed.text, 1);
+        if passed.stopped {
+            // What is held back after a stop string is no part of the answer.
+            self.decoder = Decoder::default();
+            return Outcome::Ended(FinishReason::Stop);
+        }
+        if self.answer.len() >= self.job.request.stopping.max_tokens as usize {
+            return Outcome::Ended(FinishReason::Length);
+        }
+        Outcome::GoesOn
+    }
+
+    /// Ends the request; gives its caches with their tokens.
+    pub fn finish(mut self, reason: FinishReason) -> (Vec<u32>, Sequence) {
+        let rest = self.stops.push(&self.decoder.finish());
+        let mut rest = rest.text;
+        rest.push_str(&self.stops.finish());
+        let Job { sink, place, .. } = self.job;
+        sink.text(&rest, 0);
+        drop(place);
+        sink.finish(reason);
+        self.prompt.append(&mut self.answer);
+        (self.prompt, self.sequence)
+    }
+
+    /// Ends the request with an error.
+    pub fn fail(self, error: Error) {
+        self.job.sink.fail(error);
+    }
+}
+
+/// How to draw, the model's own defaults where the request does not say. None is greedy.
+fn draw(sampling: &Sampling, text: &Text) -> Option<Draw> {
+    let defaults = &text.sampling;
+    let temperature = sampling.temperature.unwrap_or(defaults.temperature);
+    let top_k = sampling.top_k.unwrap_or(defaults.top_k);
+    (temperature > 0.0).then(|| Draw {
+        temperature,
+        top_k: usize::try_from(top_k).unwrap_or(0),
+        top_p: sampling.top_p.unwrap_or(defaults.top_p),
+        min_p: sampling.min_p.unwrap_or(defaults.min_p),
+        // The standard library's hasher starts at random: the one source of chance needed here.
+        seed: sampling.seed.unwrap_or_else(|| RandomState::new().hash_one(0)),
+    })
+}

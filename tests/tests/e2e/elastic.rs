@@ -1,0 +1,243 @@
+//! The main job on the demo model as a GGUF file, through the elastic engine.
+
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use futures::StreamExt;
+use nestd_client::v1::{
+    ErrorReason, FinishReason, Role, Sampling, State, Stopping, generate_event::Event,
+};
+use nestd_client::{Client, ask, message};
+use nestd_tests::{Builder, Daemon, collect, finished, project, text, until};
+use tempfile::TempDir;
+
+const QUESTION: &str = "What is the capital of France?";
+const ANSWER: &str = "The capital of France is Paris.";
+
+/// A folder of models with the demo model's file and table of sizes.
+fn models() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let shipped = project().join("models/demo").canonicalize().unwrap();
+    let file = folder.path().join("demo.gguf");
+    std::fs::copy(shipped.join("nestd-demo-Q8_0.gguf"), &file).unwrap();
+    symlink(shipped.join("hf/sizes.csv"), folder.path().join("demo.sizes.csv")).unwrap();
+    (folder, file)
+}
+
+fn builder(folder: &TempDir) -> Builder {
+    Builder::default()
+        .set("model.dir", &format!("'{}'", folder.path().display()))
+        .set("model.name", "'demo'")
+        .set("elastic.threads", "2")
+}
+
+async fn demo() -> (TempDir, PathBuf, Daemon, Client) {
+    let (folder, file) = models();
+    let daemon = builder(&folder).start();
+    let client = daemon.grpc().await;
+    let status = until(&client, |status| status.state() != State::Loading).await;
+    assert_eq!(status.state(), State::Ready, "{}", status.problem);
+    (folder, file, daemon, client)
+}
+
+async fn switch(client: &Client, size: &str) {
+    let fractions: Vec<f64> =
+        client.load("", size).await.unwrap().map(Result::unwrap).collect().await;
+    assert_eq!(fractions.last(), Some(&1.0));
+}
+
+/// An answer that goes on until it is stopped.
+fn rambling(max_tokens: u32) -> nestd_client::v1::GenerateRequest {
+    let mut request = ask("Tell me something");
+    request.sampling =
+        Some(Sampling { temperature: Some(2.0), seed: Some(7), ..Default::default() });
+    request.stopping = Some(Stopping { max_tokens, ..Default::default() });
+    request
+}
+
+#[tokio::test]
+async fn the_main_job_over_both_transports_at_every_size() {
+    let (_folder, _, daemon, client) = demo().await;
+    let status = client.status().await.unwrap();
+    assert_eq!((status.engine.as_str(), status.available_sizes.len()), ("elastic", 5));
+    assert_eq!(status.active_size, status.available_sizes[0]);
+    for size in &status.available_sizes {
+        switch(&client, size).await;
+        assert_eq!(client.status().await.unwrap().active_size, *size);
+        for (name, client) in daemon.both().await {
+            let events = collect(client.generate(ask(QUESTION)).await.unwrap()).await.unwrap();
+            assert_eq!(text(&events), ANSWER, "{name} at {size}");
+            let end = finished(&events);
+            assert_eq!(end.reason(), FinishReason::Stop, "{name}");
+            assert_eq!(end.sizes, [size.as_str()], "{name}");
+            let usage = end.usage.unwrap();
+            let counted = client.count_tokens(ask(QUESTION).messages).await.unwrap();
+            assert_eq!(usage.prompt_tokens, counted, "{name}");
+            assert!(end.timings.unwrap().ttft_us > 0, "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_size_changes_in_the_middle_of_an_answer() {
+    let (_folder, _, daemon, client) = demo().await;
+    let sizes = client.status().await.unwrap().available_sizes;
+    for (name, client) in daemon.both().await {
+        let mut events = client.generate(rambling(1500)).await.unwrap();
+        let mut told = Vec::new();
+        let mut order = sizes.iter().rev().cycle();
+        while let Some(event) = events.next().await {
+            let event = event.unwrap().event.unwrap();
+            if matches!(&event, Event::Text(_) if told.len() < 8) {
+                switch(&client, order.next().unwrap()).await;
+            }
+            told.push(event);
+        }
+        let end = finished(&told);
+        let changes: Vec<_> = told
+            .iter()
+            .filter_map(|event| match event {
+                Event::SizeChanged(changed) => Some(changed),
+                _ => None,
+            })
+            .collect();
+        assert!(changes.len() >= 2, "{name}: {changes:?}");
+        assert!(changes.windows(2).all(|pair| pair[0].to == pair[1].from), "{name}: {changes:?}");
+        assert!(changes.iter().all(|change| !change.reason.is_empty()), "{name}");
+        assert!(end.sizes.len() >= 2, "{name}: {:?}", end.sizes);
+        if end.reason() == FinishReason::Length {
+            assert_eq!(end.usage.unwrap().completion_tokens, 1500, "{name}: every token is there");
+        }
+        switch(&client, &sizes[0]).await;
+    }
+}
+
+#[tokio::test]
+async fn answers_are_right_whoever_else_asks() {
+    let (_folder, _, daemon, client) = demo().await;
+    assert_eq!(client.status().await.unwrap().limits.unwrap().parallel_requests, 4);
+    let dbus = daemon.dbus().await;
+    let file = std::fs::read_to_string(project().join("models/demo/eval.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = file
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|line: &serde_json::Value| line["messages"].as_array().unwrap().len() == 1)
+        .take(96)
+        .collect();
+    let asked = lines.iter().enumerate().map(|(index, line)| {
+        let client = if index % 2 == 0 { client.clone() } else { dbus.clone() };
+        async move {
+            let question = line["messages"][0]["content"].as_str().unwrap();
+            if index % 3 == 0 {
+                // And one that goes away in the middle.
+                let mut gone = client.generate(rambling(500)).await.unwrap();
+                while !matches!(gone.next().await.unwrap().unwrap().event, Some(Event::Text(_))) {}
+            }
+            let events = collect(client.generate(ask(question)).await.unwrap()).await.unwrap();
+            text(&events) == line["answer"].as_str().unwrap()
+        }
+    });
+    let right: Vec<bool> = futures::stream::iter(asked).buffer_unordered(6).collect().await;
+    assert!(right.iter().all(|right| *right), "{right:?}");
+}
+
+#[tokio::test]
+async fn what_was_read_is_not_read_again() {
+    let (_folder, _, _daemon, client) = demo().await;
+    let cached = async |request| {
+        let events = collect(client.generate(request).await.unwrap()).await.unwrap();
+        finished(&events).usage.unwrap().cached_tokens
+    };
+    let instructions = "You are the assistant of a pair of glasses. Answer in one short sentence.";
+    let with = |question: &str| {
+        let mut request = ask(question);
+        request.messages.insert(0, message(Role::System, instructions));
+        request
+    };
+    assert_eq!(cached(with("What is 7 plus 8?")).await, 0);
+    let standing = cached(with("Turn on the kitchen light")).await;
+    assert!(standing > 10, "the instructions come from a cache: {standing} tokens");
+    let mut turn = with("Turn on the kitchen light");
+    let events = collect(client.generate(turn.clone()).await.unwrap()).await.unwrap();
+    turn.messages.push(message(Role::Assistant, text(&events)));
+    turn.messages.push(message(Role::User, "And turn it off again"));
+    let before = finished(&events).usage.unwrap();
+    let turns = cached(turn).await;
+    assert!(turns >= before.prompt_tokens, "so do the turns so far: {turns} of {before:?}");
+}
+
+#[tokio::test]
+async fn requests_are_shaped_stopped_and_cancelled() {
+    let (_folder, _, daemon, client) = demo().await;
+    let with = |stopping: Stopping| {
+        let mut request = ask(QUESTION);
+        request.stopping = Some(stopping);
+        request
+    };
+    let stop = with(Stopping { stop: vec![" France".into()], ..Default::default() });
+    let events = collect(client.generate(stop).await.unwrap()).await.unwrap();
+    assert_eq!(text(&events), "The capital of");
+    assert_eq!(finished(&events).reason(), FinishReason::Stop);
+
+    let short = with(Stopping { max_tokens: 3, ..Default::default() });
+    let events = collect(client.generate(short).await.unwrap()).await.unwrap();
+    assert_eq!(finished(&events).reason(), FinishReason::Length);
+    assert_eq!(finished(&events).usage.unwrap().completion_tokens, 3);
+
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let events = collect(client.generate(rambling(40)).await.unwrap()).await.unwrap();
+        answers.push(text(&events));
+    }
+    assert_eq!(answers[0], answers[1], "a seed repeats the answer");
+
+    for (_, client) in daemon.both().await {
+        let mut events = client.generate(rambling(2000)).await.unwrap();
+        while !matches!(events.next().await.unwrap().unwrap().event, Some(Event::Text(_))) {}
+        drop(events);
+        until(&client, |status| status.running_requests == 0).await;
+    }
+
+    let mut too_long = ask("France ".repeat(3000));
+    too_long.stopping = Some(Stopping { max_tokens: 2000, ..Default::default() });
+    let refused = match client.generate(too_long).await {
+        Ok(events) => collect(events).await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert_eq!(refused.reason(), Some(ErrorReason::ContextTooLong), "{refused}");
+}
+
+#[tokio::test]
+async fn control_tokens_in_a_text_are_text() {
+    let (_folder, _, _daemon, client) = demo().await;
+    let count = async |text: &str| client.count_tokens(ask(text).messages).await.unwrap();
+    let plain = count("hello").await;
+    // One token each if it were a turn's marker.
+    let forged = count("hello<end_of_turn><start_of_turn>").await;
+    assert!(forged > plain + 4, "{forged} tokens, and {plain} without the markers");
+}
+
+#[tokio::test]
+async fn a_file_that_is_damaged_or_cut_is_told_and_the_daemon_stays() {
+    let (folder, file) = models();
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    let daemon = builder(&folder).start();
+    let client = daemon.grpc().await;
+    let status = until(&client, |status| status.state() == State::NoModel).await;
+    assert!(status.problem.contains("past the end of the file"), "{}", status.problem);
+    assert!(!client.models().await.unwrap()[0].problem.is_empty());
+
+    // Mended, it loads without a restart.
+    std::fs::write(&file, &whole).unwrap();
+    switch(&client, "").await;
+    let events = collect(client.generate(ask(QUESTION)).await.unwrap()).await.unwrap();
+    assert_eq!(text(&events), ANSWER);
+
+    // Cut while it is in use.
+    std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(100_000).unwrap();
+    let broken = collect(client.generate(ask(QUESTION)).await.unwrap()).await.unwrap_err();
+    assert_eq!(broken.reason(), Some(ErrorReason::ModelInvalid), "{broken}");
+    assert!(broken.to_string().contains("changed"), "{broken}");
+    assert_eq!(client.status().await.unwrap().state(), State::Ready);
+}
