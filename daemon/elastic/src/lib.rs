@@ -10,6 +10,7 @@
 //! | [`ladder`] | the sizes of a file |
 //! | [`need`] | the memory that a size needs, and what a token costs |
 //! | [`model`] | all of the above as one checked model |
+//! | [`sidefile`] | some matrices by columns, in a file of their own |
 //! | [`residency`] | what of the model is in memory, giving back and reading ahead |
 //! | [`kv`] | the KV caches of one sequence |
 //! | [`kernels`] | products of quantized matrices, chosen for the CPU at run time |
@@ -34,6 +35,7 @@ pub mod model;
 pub mod need;
 pub mod pool;
 pub mod residency;
+pub mod sidefile;
 pub mod sizes;
 pub mod synth;
 pub mod tensor;

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::gguf::{Header, Tensor};
 use crate::kernels;
 use crate::map::Mapping;
+use crate::sidefile::SideFile;
 use crate::sizes::{Size, Slice};
 use crate::tensor::Matrix;
 
@@ -18,6 +19,7 @@ pub struct Model {
     map: Mapping,
     config: Config,
     pub(crate) weights: Weights,
+    side: Option<SideFile>,
 }
 
 /// Where every tensor of a model lies.
@@ -79,7 +81,25 @@ impl Model {
         drop(header);
         // What is read a row here and a row there shall not pull in its neighbours.
         map.expect_random(&range(&weights.ple_table));
-        Ok(Self { map, config, weights })
+        Ok(Self { map, config, weights, side: None })
+    }
+
+    /// With its side file.
+    #[must_use]
+    pub fn with_side(self, side: SideFile) -> Self {
+        Self { side: Some(side), ..self }
+    }
+
+    /// Its side file, if it has one.
+    #[must_use]
+    pub fn side(&self) -> Option<&SideFile> {
+        self.side.as_ref()
+    }
+
+    /// Fails if one of its files was changed after it was opened.
+    pub fn check(&self) -> Result<()> {
+        self.map.check()?;
+        self.side.as_ref().map_or(Ok(()), SideFile::check)
     }
 
     /// Its file.

@@ -3,14 +3,14 @@
 //! In layers with activation sparsity only the units survive whose gate reaches so many standard
 //! deviations above the mean of the gates (Gaussian top-k). In decode, up is computed for those alone.
 
-use super::{Product, Step, math, multiply};
+use super::{BAND, Product, Step, math, multiply};
 use crate::kernels::Out;
 use crate::model::Layer;
 
 impl Step<'_> {
     pub(super) fn ffn(&mut self, index: usize, layer: &Layer, width: usize) {
         let (model, kernels, config) = (self.model, self.kernels, self.model.config());
-        let (hidden, rows) = (config.hidden, self.s.rows.len());
+        let rows = self.s.rows.len();
         let cutoff = config.sparsity.get(index).copied().flatten();
         self.s.up.resize(rows * width, 0.0);
         let (gate_w, up_w) = (model.matrix(&layer.gate), model.matrix(&layer.up));
@@ -25,42 +25,62 @@ impl Step<'_> {
                 _ => multiply(self.pool, kernels, &[gate, up]),
             }
         }
+        if let (Some(deviations), 1) = (cutoff, rows) {
+            return self.few_units(index, layer, width, deviations);
+        }
+        let up = &self.s.up;
         let units = self.s.second_input.values_mut(rows, width);
-        match cutoff {
-            Some(deviations) if rows == 1 => {
+        self.pool.rows(units, width, |row, units| {
+            if let Some(deviations) = cutoff {
                 cut(units, deviations);
-                let alive: Vec<usize> =
-                    (0..width).filter(|unit| units.get(*unit).is_some_and(|u| *u > 0.0)).collect();
-                let up = Out::new(&mut self.s.up, width);
-                let size = alive.len().div_ceil(4 * self.pool.threads()).max(16);
-                let pieces: Vec<&[usize]> = alive.chunks(size).collect();
-                self.pool.run(pieces.len(), &|piece| {
-                    for unit in pieces.get(piece).copied().unwrap_or_default() {
-                        kernels.product(&up_w, *unit..unit + 1, x, &up);
-                    }
+            }
+            kernels.gelu_times(units, math::row(up, row, width));
+        });
+        self.down(layer, width);
+    }
+
+    /// The rest of the FFN for one token of which few units survive.
+    fn few_units(&mut self, index: usize, layer: &Layer, width: usize, deviations: f32) {
+        let (model, kernels, hidden) = (self.model, self.kernels, self.model.config().hidden);
+        let gates = self.s.second_input.values_mut(1, width);
+        cut(gates, deviations);
+        let alive = (0_u32..).zip(&*gates).filter(|(_, gate)| **gate > 0.0);
+        let (units, mut values): (Vec<u32>, Vec<f32>) = alive.unzip();
+        let (w, x) = (model.matrix(&layer.up), &self.s.input);
+        let out = Out::new(&mut self.s.up, width);
+        let size = units.len().div_ceil(4 * self.pool.threads()).next_multiple_of(BAND);
+        self.pool.run(units.len().div_ceil(size.max(1)), &|piece| {
+            let places = piece * size..units.len().min((piece + 1) * size);
+            kernels.product_of(&w, &units, places, x, &out);
+        });
+        kernels.gelu_times(&mut values, self.s.up.get(..units.len()).unwrap_or_default());
+        match model.side().and_then(|side| side.columns(index)) {
+            Some(columns) => {
+                let inputs: Vec<(u32, f32)> = units.into_iter().zip(values).collect();
+                let out = Out::new(&mut self.s.branch, hidden);
+                let size = hidden.div_ceil(4 * self.pool.threads()).next_multiple_of(2 * BAND);
+                self.pool.run(hidden.div_ceil(size), &|piece| {
+                    let rows = piece * size..hidden.min((piece + 1) * size);
+                    kernels.sparse_down(&columns, rows, &inputs, &out);
                 });
-                let up = &self.s.up;
-                for unit in alive {
-                    let (one, up) = (units.get_mut(unit..=unit), up.get(unit..=unit));
-                    if let (Some(one), Some(up)) = (one, up) {
-                        kernels.gelu_times(one, up);
+            }
+            None => {
+                // The others are 0 already.
+                for (unit, value) in units.into_iter().zip(values) {
+                    if let Some(gate) = gates.get_mut(unit as usize) {
+                        *gate = value;
                     }
                 }
-            }
-            _ => {
-                let up = &self.s.up;
-                self.pool.rows(units, width, |row, units| {
-                    if let Some(deviations) = cutoff {
-                        cut(units, deviations);
-                    }
-                    kernels.gelu_times(units, math::row(up, row, width));
-                });
+                self.down(layer, width);
             }
         }
-        self.s.second_input.quantize(kernels);
-        let Some(down) = model.matrix(&layer.down).first_cols(width) else { return };
-        let out = Out::new(&mut self.s.branch, hidden);
-        multiply(self.pool, kernels, &[Product::whole(down, &self.s.second_input, &out)]);
+    }
+
+    fn down(&mut self, layer: &Layer, width: usize) {
+        self.s.second_input.quantize(self.kernels);
+        let Some(down) = self.model.matrix(&layer.down).first_cols(width) else { return };
+        let out = Out::new(&mut self.s.branch, self.model.config().hidden);
+        multiply(self.pool, self.kernels, &[Product::whole(down, &self.s.second_input, &out)]);
     }
 }
 

@@ -72,7 +72,7 @@ impl Runner {
         Step { model, slice, pool: &mut self.pool, kernels: self.kernels, s: &mut self.scratch }
             .run(parts);
         // What was computed while the file changed is void.
-        model.map().check()?;
+        model.check()?;
         for part in parts {
             part.sequence.advance(part.tokens.len());
         }
@@ -93,7 +93,7 @@ impl Runner {
 }
 
 fn check(model: &Model, parts: &[Part<'_>]) -> Result<()> {
-    model.map().check()?;
+    model.check()?;
     let vocabulary = model.vocabulary();
     for part in parts {
         part.sequence.check_room(part.tokens.len())?;

@@ -12,7 +12,7 @@ use nestd_elastic::model::Model;
 use nestd_elastic::need::need;
 use nestd_elastic::pool::{self, Pool};
 use nestd_elastic::sizes::Slice;
-use nestd_elastic::text::template::{self, Template, Turn};
+use nestd_elastic::text::template::{Template, Turn};
 use nestd_elastic::text::tokenizer::Tokenizer;
 
 use super::super::Plan;
@@ -53,12 +53,9 @@ impl Text {
     fn encode(&self, turns: &[(Role, String)]) -> Result<Vec<u32>, Error> {
         let turns: Vec<Turn<'_>> =
             turns.iter().map(|(role, text)| Turn { role: role.name(), text }).collect();
-        self.template.encode_chat(&self.tokenizer, &turns).map_err(|error| match error {
-            template::Error::Refused(why) => {
-                Error::invalid("messages", format!("the model's chat template refuses them: {why}"))
-            }
-            error => Error::invalid("messages", error.to_string()),
-        })
+        self.template
+            .encode_chat(&self.tokenizer, &turns)
+            .map_err(|error| Error::invalid("messages", error.to_string()))
     }
 
     /// Where the standing instructions of a prompt end: the tokens that another question after the same

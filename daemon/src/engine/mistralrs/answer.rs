@@ -14,11 +14,11 @@ use ::mistralrs::{
     Constraint, Device, NormalRequest, Request, RequestMessage, Response, Result as TensorResult,
     SamplingParams, Tensor,
 };
+use nestd_elastic::text::sample::Draw;
+use nestd_elastic::text::stop::Stops;
 use tokio::sync::mpsc;
 
 use super::super::Job;
-use super::sample::Draw;
-use super::stop::Stops;
 use super::{Shared, count};
 use crate::stream::Sink;
 use crate::types::{Error, FinishReason, GenerateRequest, Sampling, Usage};

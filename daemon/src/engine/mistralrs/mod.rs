@@ -15,8 +15,6 @@
 
 mod answer;
 mod load;
-mod sample;
-mod stop;
 
 use std::sync::Arc;
 use std::time::Duration;
