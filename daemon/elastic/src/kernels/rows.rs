@@ -15,6 +15,9 @@ use crate::tensor::Matrix;
 /// Tokens that are multiplied with a row before the next row is read.
 const TOKENS: usize = 64;
 
+/// How many bytes ahead weights are asked for.
+const AHEAD: usize = 1024;
+
 /// One kind of floats.
 pub(super) trait Float {
     const BYTES: usize;
@@ -104,6 +107,14 @@ unsafe fn multiply<L: Lanes, W: Float, const R: usize, const T: usize, const U: 
         let mut acc = [[[L::splat(0.0); U]; T]; R];
         let mut col = 0;
         while col + U * L::N <= cols {
+            if T == 1 {
+                // One token: memory is what limits.
+                for row in &rows {
+                    for line in (0..U * L::N * W::BYTES).step_by(64) {
+                        L::prefetch(row.wrapping_add(col * W::BYTES + line + AHEAD));
+                    }
+                }
+            }
             for u in 0..U {
                 let at = col + u * L::N;
                 let mut values = [L::splat(0.0); T];
@@ -155,7 +166,6 @@ pub(super) unsafe fn product<L: Lanes, W: Float>(
             // Rows and tokens so many that their sums fit 32 registers, or 16 with AVX2.
             let rows = match all.end - row {
                 0..4 => 1,
-                _ if tokens.len() < 4 => 1,
                 _ if L::N == 8 => 2,
                 _ => 4,
             };
