@@ -3,7 +3,7 @@
 //! are read, as the daemon does it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Bytes that could be taken right now; None where the system does not say.
 pub fn available_memory() -> Option<u64> {
@@ -56,10 +56,10 @@ fn group_leaves(root: &Path, groups: &str) -> Option<u64> {
 }
 
 fn tightest(root: &Path, group: &Path, names: Names) -> Option<u64> {
-    group.ancestors().filter_map(|group| leaves(root.join(group), names)).min()
+    group.ancestors().filter_map(|group| leaves(&root.join(group), names)).min()
 }
 
-fn leaves(group: PathBuf, [limit, used, inactive]: Names) -> Option<u64> {
+fn leaves(group: &Path, [limit, used, inactive]: Names) -> Option<u64> {
     let read = |name: &str| fs::read_to_string(group.join(name)).ok();
     let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
     let (limit, used) = (number(limit)?, number(used)?);

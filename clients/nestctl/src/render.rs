@@ -126,6 +126,12 @@ pub fn bar(fraction: f64) -> String {
     format!("[{bar}] {:3.0} %", fraction * 100.0)
 }
 
+/// Mebibytes, with a decimal where there are few.
+pub fn mib(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib < 10.0 { format!("{mib:.1}") } else { format!("{mib:.0}") }
+}
+
 /// Columns as wide as their widest cell, two spaces apart.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

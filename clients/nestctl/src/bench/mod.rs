@@ -67,7 +67,7 @@ fn measure(args: &BenchArgs, screen: &mut Screen) -> Result<Measured, Problem> {
     let start = Instant::now();
     let model = Model::open(&args.model).map_err(wrong)?;
     let load = start.elapsed();
-    let rungs = rungs(args, &model)?;
+    let ladder = chosen(args, &model)?;
     let settings = Settings { threads: count(args.threads), ..Settings::default() };
     let pool = || {
         Pool::new(&settings).map_err(|error| Problem::Io(format!("no computing threads: {error}")))
@@ -77,7 +77,7 @@ fn measure(args: &BenchArgs, screen: &mut Screen) -> Result<Measured, Problem> {
     let threads;
     let mut runs = Vec::new();
     {
-        let mut bench = Bench::new(&model, &rungs, pool()?, shape.clone());
+        let mut bench = Bench::new(&model, &ladder, pool()?, shape.clone());
         threads = bench.threads();
         for run in 1..=args.repeat {
             let told = |tokens: usize, screen: &mut Screen| {
@@ -95,11 +95,11 @@ fn measure(args: &BenchArgs, screen: &mut Screen) -> Result<Measured, Problem> {
     let bandwidth = bandwidth::measure(model.map().bytes(), &header, &mut pool()?);
     let kernels = Kernels::best().name();
     let kv = shape.bytes();
-    Ok(Measured { kernels, threads, rungs, load, runs, resident, kv, peak, bandwidth })
+    Ok(Measured { kernels, threads, rungs: ladder, load, runs, resident, kv, peak, bandwidth })
 }
 
 /// The size to measure, and the other one where they alternate.
-fn rungs(args: &BenchArgs, model: &Model) -> Result<Vec<Rung>, Problem> {
+fn chosen(args: &BenchArgs, model: &Model) -> Result<Vec<Rung>, Problem> {
     let wrong = |error: Error| problem(&args.model, &error);
     let sizes = sizes_of(&args.model, model.config()).map_err(wrong)?;
     let named = |name: &str| {
@@ -113,7 +113,7 @@ fn rungs(args: &BenchArgs, model: &Model) -> Result<Vec<Rung>, Problem> {
         Some(name) => named(name)?,
         None => sizes.first().ok_or_else(none)?,
     };
-    let mut chosen = vec![first];
+    let mut wanted = vec![first];
     if args.switch_every.is_some() {
         let other = match &args.switch_to {
             Some(name) => named(name)?,
@@ -123,7 +123,7 @@ fn rungs(args: &BenchArgs, model: &Model) -> Result<Vec<Rung>, Problem> {
             let text = "there is only one size to alternate: name another with --switch-to";
             return Err(Problem::Usage(text.into()));
         }
-        chosen.push(other);
+        wanted.push(other);
     }
     let header = Header::read(model.map().bytes()).map_err(wrong)?;
     let rung = |size: &Size| {
@@ -131,7 +131,7 @@ fn rungs(args: &BenchArgs, model: &Model) -> Result<Vec<Rung>, Problem> {
         let read = read_per_token(&header, model.config(), &slice);
         Ok(Rung { name: size.name.clone(), slice, read })
     };
-    chosen.into_iter().map(rung).collect()
+    wanted.into_iter().map(rung).collect()
 }
 
 fn count(number: u32) -> usize {

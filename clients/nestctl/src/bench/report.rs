@@ -61,7 +61,7 @@ fn percentiles(values: &Sorted) -> Value {
 pub fn text(args: &BenchArgs, measured: &Measured) -> String {
     let names: Vec<_> = measured.rungs.iter().map(|rung| rung.name.as_str()).collect();
     let resident = &measured.resident;
-    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+    let mib = |bytes: u64| format!("{} MiB", render::mib(bytes));
     let mut rows = vec![
         ("model", args.model.display().to_string()),
         ("size", names.join(" and ")),

@@ -1,9 +1,11 @@
 //! What `nestctl model inspect` prints.
 
+use std::fmt::Write as _;
+
 use serde_json::{Map, Value, json};
 
 use super::inspect::{Inspected, Kinds, Rung};
-use crate::render;
+use crate::render::{self, mib};
 
 /// The object that `--json` prints.
 pub fn json(inspected: &Inspected, tensors: bool) -> Value {
@@ -164,8 +166,10 @@ fn sizes(inspected: &Inspected) -> String {
         rows.push(row);
     }
     let mut text = render::table(&rows);
-    text += &format!(
-        "In MiB, for {} tokens of context; A TOKEN is what decode reads of the weights for one.\n",
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        text,
+        "In MiB, for {} tokens of context; A TOKEN is what decode reads of the weights for one.",
         inspected.context
     );
     if let Some(available) = inspected.available {
@@ -174,13 +178,7 @@ fn sizes(inspected: &Inspected) -> String {
             || "no size fits".into(),
             |rung| format!("{} is the largest size that fits", rung.name),
         );
-        text += &format!("{} MiB of memory are available: {verdict}.\n", mib(available));
+        let _ = writeln!(text, "{} MiB of memory are available: {verdict}.", mib(available));
     }
     text
-}
-
-/// Mebibytes, with a decimal where there are few.
-fn mib(bytes: u64) -> String {
-    let mib = bytes as f64 / f64::from(1 << 20);
-    if mib < 10.0 { format!("{mib:.1}") } else { format!("{mib:.0}") }
 }

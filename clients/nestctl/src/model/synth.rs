@@ -103,6 +103,7 @@ fn check_room(file: &Path, needed: u64) -> Result<(), Problem> {
     let room = statvfs(folder).map_err(|error| {
         Problem::Usage(format!("{} cannot be written to: {error}", folder.display()))
     })?;
+    #[allow(clippy::useless_conversion, reason = "32 bits on some systems")]
     let free = u64::from(room.blocks_available()) * u64::from(room.fragment_size());
     if free >= needed {
         return Ok(());
