@@ -3,8 +3,8 @@
 //! Weights are pages of the mapped file, so whole pages are counted, each once, where they are in the
 //! file: a row of `ffn_down` of which a size reads the first half takes the pages of that half, and at
 //! 4 bits these are most of the row's. What is counted is what decode reads again for every token; the
-//! system may take any of it back, and then it is read from storage again. Called by the daemon to choose a size
-//! that fits, and by `nestctl model inspect`.
+//! system may take any of it back, and then it is read from storage again. Called by the daemon to
+//! choose a size that fits, and by `nestctl model inspect`.
 
 use std::ops::Range;
 
@@ -68,7 +68,8 @@ pub fn need(
 
 /// Bytes of weights that decode reads for a token: on most devices its time is this over the memory's
 /// bandwidth. In layers with activation sparsity only the rows of `ffn_up` count whose gates are
-/// expected to survive.
+/// expected to survive. With a side file ([`crate::sidefile`]) less of their `ffn_down` is read than is
+/// counted here.
 #[must_use]
 pub fn read_per_token(header: &Header<'_>, config: &Config, slice: &Slice) -> u64 {
     let file = File { header, config };

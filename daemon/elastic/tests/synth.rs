@@ -1,17 +1,17 @@
 //! Models of random weights: whole, the same for the same seed, and with numbers that stay sane.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::path::Path;
 
-use nestd_elastic::config::Config;
-use nestd_elastic::gguf::{Header, Value};
+use nestd_elastic::chat::Chat;
+use nestd_elastic::gguf::Header;
 use nestd_elastic::kernels;
 use nestd_elastic::model::Model;
 use nestd_elastic::synth::{self, Quant, Shape};
 use nestd_elastic::tensor::Kind;
-use nestd_elastic::text::tokenizer::{Special, Tokenizer};
-use nestd_elastic::text::vocab::Vocabulary;
+use nestd_elastic::text::template::Turn;
+use nestd_elastic::text::tokenizer::Special;
 
 const QUANTS: [Quant; 4] = [Quant::Q4_0, Quant::Q4_K, Quant::Q8_0, Quant::F16];
 
@@ -96,35 +96,17 @@ fn a_real_vocabulary_tokenizes_text() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     write(&path, &shape, Quant::Q8_0, 1);
-    let file = std::fs::read(&path).unwrap();
-    let header = Header::read(&file).unwrap();
-    assert_eq!(Config::read(&header).unwrap().layers(), 8);
-    let list = |key: &str| header.value(key).and_then(Value::as_array).unwrap();
-    let number = |key: &str| header.value(key).and_then(Value::as_u64).map(|id| id as u32);
-    let scores: Vec<f32> = list("tokenizer.ggml.scores")
-        .scalars()
-        .map(|value| value.as_f64().unwrap() as f32)
-        .collect();
-    let kinds: Vec<u32> = list("tokenizer.ggml.token_type")
-        .scalars()
-        .map(|value| value.as_u64().unwrap() as u32)
-        .collect();
-    let tokenizer = Tokenizer::new(Vocabulary {
-        tokens: list("tokenizer.ggml.tokens").strings(),
-        scores: &scores,
-        kinds: &kinds,
-        bos: number("tokenizer.ggml.bos_token_id"),
-        eos: number("tokenizer.ggml.eos_token_id"),
-        eot: number("tokenizer.ggml.eot_token_id"),
-        unk: number("tokenizer.ggml.unknown_token_id"),
-        add_space_prefix: false,
-    })
-    .unwrap();
+    let Chat { tokenizer, template, .. } = Chat::read(&Model::open(&path).unwrap()).unwrap();
     assert_eq!(tokenizer.len(), 262_400);
     let text = "Which rivers run through Vienna?\n\nDonau und Wien – 多瑙河 🏞";
     let tokens = tokenizer.encode(text, Special::Text);
     assert_eq!(tokenizer.decode(&tokens), text);
     assert!(tokens.len() < text.chars().count() * 2 / 3, "{tokens:?}");
-    let turn = tokenizer.encode("<start_of_turn>user\n<end_of_turn>", Special::Parse);
-    assert_eq!((turn[0], turn[turn.len() - 1]), (105, 106));
+    let turns = [Turn { role: "system", text: "Be brief." }, Turn { role: "user", text: "Hi" }];
+    let prompt = template.render(&turns, true).unwrap();
+    let wanted = "<start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\n";
+    assert_eq!(prompt.trim_start_matches("<bos>"), wanted);
+    let tokens = template.encode_chat(&tokenizer, &turns).unwrap();
+    assert_eq!((tokens[0], tokens[1]), (2, 105));
+    assert_eq!(tokens.iter().filter(|token| **token == 106).count(), 1);
 }
