@@ -23,8 +23,10 @@ impl Sorted {
         self.0.get(rank - 1).copied()
     }
 
+    /// The one in the middle, or the mean of the two.
     pub fn median(&self) -> Option<f64> {
-        self.percentile(50)
+        let after = self.0.get(self.0.len() / 2)?;
+        Some(f64::midpoint(self.percentile(50)?, *after))
     }
 
     pub fn least(&self) -> Option<f64> {
@@ -102,6 +104,9 @@ mod tests {
         );
         assert_eq!((sorted.least(), sorted.most()), (Some(1.0), Some(200.0)));
         assert_eq!(Sorted::new([3.0]).percentile(99), Some(3.0));
-        assert_eq!(Sorted::new([]).median(), None);
+        let middle = |values: &[f64]| Sorted::new(values.iter().copied()).median();
+        assert_eq!(middle(&[4.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(middle(&[4.0, 1.0]), Some(2.5));
+        assert_eq!(middle(&[]), None);
     }
 }
