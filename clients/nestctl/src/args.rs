@@ -200,12 +200,20 @@ pub struct Options {
     /// End the answer before this text; may be repeated
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
+    /// Make the answer JSON that follows the JSON Schema in this file
+    #[arg(long, value_name = "FILE", value_parser = text_of)]
+    pub json_schema: Option<String>,
     /// End the request after this many milliseconds, waiting included
     #[arg(long, value_name = "MS")]
     pub deadline_ms: Option<u64>,
     /// Print no times at the end
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// What is in a file.
+fn text_of(file: &str) -> Result<String, String> {
+    std::fs::read_to_string(file).map_err(|error| format!("it cannot be read: {error}"))
 }
 
 #[derive(Args)]

@@ -46,6 +46,7 @@ pub fn request(options: &Options, turns: &[Message]) -> GenerateRequest {
             stop: options.stop.clone(),
             deadline_ms: options.deadline_ms.unwrap_or_default(),
         }),
+        json_schema: options.json_schema.clone().unwrap_or_default(),
         ..GenerateRequest::default()
     }
 }

@@ -294,10 +294,12 @@ fn place(settings: &Settings, index: usize) {
         }
     }
     if settings.nice != 0 {
-        // SAFETY: system calls with plain numbers; on Linux they are about the calling thread.
+        // SAFETY: system calls with plain numbers. On Linux they are about one thread: by the process's
+        // number about its main one, which never computes, and by 0 about the calling one.
         unsafe {
-            let now = nix::libc::getpriority(nix::libc::PRIO_PROCESS, 0);
-            nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, now + settings.nice);
+            let process = std::process::id();
+            let usual = nix::libc::getpriority(nix::libc::PRIO_PROCESS, process);
+            nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, usual + settings.nice);
         }
     }
 }

@@ -95,8 +95,15 @@ impl Model {
 impl Layer {
     fn matrices(&self) -> impl Iterator<Item = Tensor> {
         let all = [
-            self.q, self.o, self.laurel_left, self.laurel_right, self.gate, self.up, self.down,
-            self.ple_gate, self.ple_projection,
+            self.q,
+            self.o,
+            self.laurel_left,
+            self.laurel_right,
+            self.gate,
+            self.up,
+            self.down,
+            self.ple_gate,
+            self.ple_projection,
         ];
         all.into_iter().chain(self.kv.iter().flat_map(|kv| [kv.k, kv.v]))
     }

@@ -6,7 +6,6 @@
 //! llama.cpp loads it too. Called by `nestctl model synth`, benchmarks and tests.
 
 mod fill;
-mod signed;
 mod vocabulary;
 
 use std::fs::File;
@@ -18,7 +17,6 @@ use crate::gguf::{Entry, Writer};
 use crate::tensor::Kind;
 
 use self::fill::{Fill, Random};
-use self::signed::Signed;
 
 /// Every fifth layer attends to everything.
 const FULL_EVERY: usize = 5;
@@ -198,7 +196,7 @@ fn write_file(
     let mut random = Random::new(seed);
     let mut tensors = tensors.iter();
     let mut chunk = Vec::new();
-    let out = Signed::new(BufWriter::with_capacity(CHUNK, File::create(path)?));
+    let out = BufWriter::with_capacity(CHUNK, File::create(path)?);
     writer.write(out, |_, kind, length, out| {
         let Some(tensor) = tensors.next() else { return Ok(()) };
         let mut filler = tensor.fill.filler(kind);

@@ -156,12 +156,8 @@ fn copies_and_cut_sequences_answer_the_same() {
         let keep = prompt.len() - 2;
         assert!(talk.sequence.truncate(keep), "the answer is shorter than the slack");
         let sequence = talk.sequence.resized(prompt.len() + 49, answers.model.config()).unwrap();
-        let mut again = Talk {
-            sequence,
-            pending: prompt[keep..].to_vec(),
-            answer: Vec::new(),
-            done: false,
-        };
+        let mut again =
+            Talk { sequence, pending: prompt[keep..].to_vec(), answer: Vec::new(), done: false };
         assert_eq!(answers.finish(&slice, std::slice::from_mut(&mut again)), [right]);
     }
 }

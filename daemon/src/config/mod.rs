@@ -159,6 +159,7 @@ impl Config {
                     nice: read.u32("elastic.nice", 0..=19).cast_signed(),
                 },
                 store: read.parsed("elastic.kv", store),
+                side_file: read.bool("elastic.side_file"),
                 prefix_cache_mib: read.u64("elastic.prefix_cache_mib", 0..=1 << 20),
             },
             sim_enabled: read.bool("sim.enabled"),

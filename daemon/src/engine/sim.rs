@@ -98,6 +98,10 @@ impl Engine for Sim {
 
     fn start(&mut self, job: Job) {
         let request = &job.request;
+        if request.json_schema.is_some() {
+            let Job { sink, .. } = job;
+            return sink.fail(Error::unsupported("json_schema", "the simulator repeats its input"));
+        }
         let prompt_tokens = count(&request.messages);
         let max_tokens = request.stopping.max_tokens;
         let context_tokens = self.loaded.context_tokens;

@@ -90,6 +90,8 @@ pub struct GenerateRequest {
     pub sampling: Sampling,
     /// Where the answer ends.
     pub stopping: Stopping,
+    /// A JSON Schema, as JSON, that the answer follows.
+    pub json_schema: Option<String>,
 }
 
 /// What a request may ask for, from the configuration.
@@ -110,6 +112,8 @@ pub struct Limits {
 /// Stop strings in one request, and bytes in one of them.
 const STOP_STRINGS: usize = 8;
 const STOP_BYTES: usize = 256;
+/// A JSON Schema has this many bytes at most.
+const SCHEMA_BYTES: usize = 64 << 10;
 /// Messages in one conversation: beyond any use, and a bound for templates.
 const MESSAGES: usize = 1024;
 
@@ -118,7 +122,21 @@ impl GenerateRequest {
     pub fn check(&mut self, limits: &Limits) -> Result<(), Error> {
         check_messages(&self.messages, limits)?;
         self.sampling.check()?;
-        self.stopping.check(limits)
+        self.stopping.check(limits)?;
+        self.json_schema.as_deref().map_or(Ok(()), check_schema)
+    }
+}
+
+/// Whether it is JSON, and could be a schema; the engine reads it.
+fn check_schema(schema: &str) -> Result<(), Error> {
+    let wrong = |problem: String| Err(Error::invalid("json_schema", problem));
+    if schema.len() > SCHEMA_BYTES {
+        return wrong(format!("{} bytes, and at most {SCHEMA_BYTES} are taken", schema.len()));
+    }
+    match serde_json::from_str(schema) {
+        Ok(serde_json::Value::Object(_) | serde_json::Value::Bool(_)) => Ok(()),
+        Ok(_) => wrong("a schema is an object or a truth value".into()),
+        Err(error) => wrong(format!("it is no JSON: {error}")),
     }
 }
 
@@ -232,6 +250,7 @@ mod tests {
             messages: vec![message(Role::System, "Be brief."), message(Role::User, "Hello")],
             sampling: Sampling::default(),
             stopping: Stopping::default(),
+            json_schema: None,
         }
     }
 
@@ -272,6 +291,12 @@ mod tests {
             field(|r| r.sampling.repetition_penalty = Some(0.0)),
             "sampling.repetition_penalty"
         );
+        for schema in ["", "{", "[]", "7", &format!("{{\"title\": \"{}\"}}", "x".repeat(65_536))] {
+            let mut request = request();
+            request.json_schema = Some(schema.into());
+            let error = request.check(&LIMITS).unwrap_err().to_string();
+            assert!(error.starts_with("json_schema: "), "{error}");
+        }
         assert_eq!(field(|r| r.stopping.max_tokens = 101), "stopping.max_tokens");
         assert_eq!(field(|r| r.stopping.stop = vec!["x".into(); 9]), "stopping.stop");
         assert_eq!(

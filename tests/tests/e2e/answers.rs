@@ -248,7 +248,6 @@ async fn what_a_later_version_brings_is_refused_by_name() {
     for (what, request) in [
         ("session", request(|request| request.session = "s".into())),
         ("priority", request(|request| request.priority = 1)),
-        ("json_schema", request(|request| request.json_schema = "{}".into())),
         ("tools", request(|request| request.tools.push(v1::Tool::default()))),
         ("messages[0].parts[1].image", request(image)),
     ] {
@@ -261,6 +260,18 @@ async fn what_a_later_version_brings_is_refused_by_name() {
             );
             assert!(error.to_string().starts_with(what), "{name} {what}: {error}");
         }
+    }
+}
+
+#[tokio::test]
+async fn what_an_engine_cannot_do_is_refused_by_name() {
+    let daemon = Builder::sim().start();
+    for (name, client) in daemon.both().await {
+        let mut request = ask("hello");
+        request.json_schema = "{}".into();
+        let error = collect(client.generate(request).await.unwrap()).await.unwrap_err();
+        assert_eq!(error.reason(), Some(v1::ErrorReason::Unsupported), "{name}: {error}");
+        assert!(error.to_string().starts_with("json_schema"), "{name}: {error}");
     }
 }
 

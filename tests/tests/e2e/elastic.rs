@@ -212,6 +212,35 @@ async fn requests_are_shaped_stopped_and_cancelled() {
 }
 
 #[tokio::test]
+async fn an_answer_follows_its_schema() {
+    let (_folder, _, daemon, client) = demo().await;
+    let schema = r#"{"type": "object", "required": ["room", "on"], "additionalProperties": false,
+        "properties": {"room": {"enum": ["kitchen", "garden"]}, "on": {"type": "boolean"}}}"#;
+    for seed in 0..4 {
+        for (name, client) in daemon.both().await {
+            let mut request = rambling(400);
+            request.json_schema = schema.into();
+            request.sampling.as_mut().unwrap().seed = Some(seed);
+            let events = collect(client.generate(request).await.unwrap()).await.unwrap();
+            assert_eq!(finished(&events).reason(), FinishReason::Stop, "{name}: {}", text(&events));
+            let value: serde_json::Value = serde_json::from_str(&text(&events)).unwrap();
+            assert!(["kitchen", "garden"].contains(&value["room"].as_str().unwrap()), "{value}");
+            assert!(value["on"].is_boolean() && value.as_object().unwrap().len() == 2, "{value}");
+        }
+    }
+    for (schema, why) in [("{", "no JSON"), (r#"{"type": "nothing"}"#, "nothing")] {
+        let mut request = ask(QUESTION);
+        request.json_schema = schema.into();
+        let refused = match client.generate(request).await {
+            Ok(events) => collect(events).await.unwrap_err(),
+            Err(error) => error,
+        };
+        assert_eq!(refused.reason(), Some(ErrorReason::InvalidArgument), "{refused}");
+        assert!(refused.to_string().contains(why), "{refused}");
+    }
+}
+
+#[tokio::test]
 async fn control_tokens_in_a_text_are_text() {
     let (_folder, _, _daemon, client) = demo().await;
     let count = async |text: &str| client.count_tokens(ask(text).messages).await.unwrap();

@@ -66,7 +66,12 @@ impl Runner {
     /// Appends the tokens of every part to its sequence. Gives the logits that are wanted, one row of
     /// the vocabulary's length for each, in the order of the parts. On an error no sequence has
     /// changed.
-    pub fn step(&mut self, model: &Model, slice: &Slice, parts: &mut [Part<'_>]) -> Result<&mut [f32]> {
+    pub fn step(
+        &mut self,
+        model: &Model,
+        slice: &Slice,
+        parts: &mut [Part<'_>],
+    ) -> Result<&mut [f32]> {
         check(model, parts)?;
         self.scratch.begin(model, parts);
         Step { model, slice, pool: &mut self.pool, kernels: self.kernels, s: &mut self.scratch }

@@ -251,6 +251,10 @@ pub(super) fn encode(value: &super::Entry, out: &mut Vec<u8>) {
             list(U32, values.len(), out);
             values.iter().for_each(|value| out.extend(value.to_le_bytes()));
         }
+        Entry::I32s(values) => {
+            list(I32, values.len(), out);
+            values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+        }
         Entry::F32s(values) => {
             list(F32, values.len(), out);
             values.iter().for_each(|value| out.extend(value.to_le_bytes()));

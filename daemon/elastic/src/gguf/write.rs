@@ -19,6 +19,8 @@ pub enum Entry {
     /// A list.
     U32s(Vec<u32>),
     /// A list.
+    I32s(Vec<i32>),
+    /// A list.
     F32s(Vec<f32>),
     /// A list.
     Bools(Vec<bool>),

@@ -14,12 +14,12 @@ const TEXT: usize = 262_144;
 const FIRST_BYTE: usize = 238;
 const SPACE: &str = "\u{2581}";
 
-const NORMAL: u32 = 1;
-const UNKNOWN: u32 = 2;
-const CONTROL: u32 = 3;
-const USER_DEFINED: u32 = 4;
-const UNUSED: u32 = 5;
-const BYTE: u32 = 6;
+const NORMAL: i32 = 1;
+const UNKNOWN: i32 = 2;
+const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
+const UNUSED: i32 = 5;
+const BYTE: i32 = 6;
 
 /// Gemma's turns: a system message is put in front of the first question.
 const TEMPLATE: &str = "\
@@ -40,7 +40,7 @@ const TEMPLATE: &str = "\
 pub fn keys(writer: &mut Writer, count: usize, seed: u64) {
     let tokens = tokens(count, seed);
     // Earlier pieces are merged first.
-    let score = |(id, (_, kind)): (usize, &(String, u32))| {
+    let score = |(id, (_, kind)): (usize, &(String, i32))| {
         if *kind == NORMAL { -(id as f32) } else { 0.0 }
     };
     let scores = tokens.iter().enumerate().map(score).collect();
@@ -51,7 +51,7 @@ pub fn keys(writer: &mut Writer, count: usize, seed: u64) {
         ("ggml.pre", Entry::String("default".into())),
         ("ggml.tokens", Entry::Strings(tokens)),
         ("ggml.scores", Entry::F32s(scores)),
-        ("ggml.token_type", Entry::U32s(kinds)),
+        ("ggml.token_type", Entry::I32s(kinds)),
         ("ggml.bos_token_id", Entry::U32(2)),
         ("ggml.eos_token_id", Entry::U32(1)),
         ("ggml.eot_token_id", Entry::U32(106)),
@@ -68,9 +68,9 @@ pub fn keys(writer: &mut Writer, count: usize, seed: u64) {
 }
 
 /// Every piece with its type.
-fn tokens(count: usize, seed: u64) -> Vec<(String, u32)> {
+fn tokens(count: usize, seed: u64) -> Vec<(String, i32)> {
     let text = count.min(TEXT);
-    let mut tokens: Vec<(String, u32)> = (0..FIRST_BYTE).map(special).collect();
+    let mut tokens: Vec<(String, i32)> = (0..FIRST_BYTE).map(special).collect();
     tokens.extend((0..=u8::MAX).map(|byte| (format!("<0x{byte:02X}>"), BYTE)));
     let room = text.saturating_sub(tokens.len());
     tokens.extend(pieces(room, seed).into_iter().map(|piece| (piece, NORMAL)));
@@ -79,7 +79,7 @@ fn tokens(count: usize, seed: u64) -> Vec<(String, u32)> {
 }
 
 /// The tokens in front of the bytes.
-fn special(id: usize) -> (String, u32) {
+fn special(id: usize) -> (String, i32) {
     match id {
         0 => ("<pad>".into(), CONTROL),
         1 => ("<eos>".into(), CONTROL),

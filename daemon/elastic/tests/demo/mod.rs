@@ -151,8 +151,8 @@ fn tokenizer(writer: &mut Writer) {
             Value::String(value) => Entry::String(value.into()),
             Value::Array(list) => match list.scalars().next() {
                 None => Entry::Strings(list.strings().map(<[u8]>::to_vec).collect()),
-                Some(Value::Unsigned(_)) => Entry::U32s(
-                    list.scalars().map(|value| value.as_u64().unwrap() as u32).collect(),
+                Some(Value::Unsigned(_)) => Entry::I32s(
+                    list.scalars().map(|value| value.as_u64().unwrap() as i32).collect(),
                 ),
                 Some(_) => Entry::F32s(
                     list.scalars().map(|value| value.as_f64().unwrap() as f32).collect(),

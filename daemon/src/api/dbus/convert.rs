@@ -56,12 +56,13 @@ fn decode(
 pub(super) struct Decoded {
     pub(super) sampling: Sampling,
     pub(super) stopping: Stopping,
+    pub(super) json_schema: Option<String>,
     pub(super) handle_token: Option<String>,
 }
 
 pub(super) fn options(options: Options) -> Result<Decoded, Error> {
     let mut decoded = Decoded::default();
-    let Decoded { sampling, stopping, handle_token } = &mut decoded;
+    let Decoded { sampling, stopping, json_schema, handle_token } = &mut decoded;
     for (key, value) in options {
         match key.as_str() {
             "temperature" => sampling.temperature = Some(take(&key, value)?),
@@ -75,8 +76,9 @@ pub(super) fn options(options: Options) -> Result<Decoded, Error> {
             "max_tokens" => stopping.max_tokens = take(&key, value)?,
             "stop" => stopping.stop = take(&key, value)?,
             "deadline_ms" => stopping.deadline_ms = take(&key, value)?,
+            "json_schema" => *json_schema = Some(take(&key, value)?),
             "handle_token" => *handle_token = Some(take(&key, value)?),
-            "session" | "priority" | "tools" | "json_schema" => {
+            "session" | "priority" | "tools" => {
                 return Err(later(key));
             }
             _ => return Err(unknown(key)),

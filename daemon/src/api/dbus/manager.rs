@@ -144,6 +144,7 @@ impl Manager {
         let request = GenerateRequest {
             messages: convert::messages(messages)?,
             sampling: options.sampling,
+            json_schema: options.json_schema,
             stopping: options.stopping,
         };
         let (handle, client) = self.caller(options.handle_token, header, connection).await?;

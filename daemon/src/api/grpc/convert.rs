@@ -15,7 +15,6 @@ pub(super) fn request(request: v1::GenerateRequest) -> Result<GenerateRequest, E
         (!request.session.is_empty(), "session"),
         (request.priority != 0, "priority"),
         (!request.tools.is_empty(), "tools"),
-        (!request.json_schema.is_empty(), "json_schema"),
     ] {
         if set {
             return Err(later(name));
@@ -40,6 +39,7 @@ pub(super) fn request(request: v1::GenerateRequest) -> Result<GenerateRequest, E
             stop: stopping.stop,
             deadline_ms: stopping.deadline_ms,
         },
+        json_schema: Some(request.json_schema).filter(|schema| !schema.is_empty()),
     })
 }
 

@@ -12,7 +12,7 @@ mod request;
 use std::time::{Duration, Instant};
 
 use nestd_elastic::forward::{Logits, Part, Runner};
-use nestd_elastic::kv::{SLACK, Sequence, Shape, Store};
+use nestd_elastic::kv::{SLACK, Shape, Store};
 use nestd_elastic::model::Model;
 use nestd_elastic::sizes::Slice;
 
@@ -20,7 +20,7 @@ pub use load::{Settings, inspect};
 
 use self::load::{Rung, Text};
 use self::prefix::Prefixes;
-use self::request::{Outcome, Running};
+use self::request::{Outcome, Running, Start};
 use super::{Engine, Job, Step};
 use crate::types::{Error, GenerateRequest, Loaded, Message};
 
@@ -54,9 +54,9 @@ impl Engine for Elastic {
 
     fn start(&mut self, job: Job) {
         match self.accept(&job.request) {
-            Ok((prompt, sequence, standing)) => {
+            Ok(start) => {
                 job.sink.size(&self.loaded.size);
-                self.running.push(Running::new(job, prompt, sequence, standing, &self.text));
+                self.running.push(Running::new(job, start, &self.text));
             }
             Err(error) => job.sink.fail(error),
         }
@@ -98,12 +98,8 @@ impl Engine for Elastic {
 }
 
 impl Elastic {
-    /// Checks that a request fits. Gives its prompt, caches with the part of it that is known, and how
-    /// much of it is likely to come again.
-    fn accept(
-        &mut self,
-        request: &GenerateRequest,
-    ) -> Result<(Vec<u32>, Sequence, Option<usize>), Error> {
+    /// Checks that a request fits, and finds what is known of its prompt.
+    fn accept(&mut self, request: &GenerateRequest) -> Result<Start, Error> {
         let prompt = self.text.prompt(&request.messages)?;
         let max_tokens = request.stopping.max_tokens;
         let context_tokens = self.loaded.context_tokens;
@@ -115,7 +111,12 @@ impl Elastic {
         let shape = Shape::new(self.model.config(), needed, self.store);
         let sequence = self.prefixes.take(&prompt, &shape, self.model.config());
         let standing = self.text.standing(&request.messages, &prompt);
-        Ok((prompt, sequence, standing))
+        let constraint = request
+            .json_schema
+            .as_deref()
+            .map(|schema| self.text.constraint(schema))
+            .transpose()?;
+        Ok(Start { prompt, sequence, standing, constraint })
     }
 
     /// One pass over the weights.
@@ -156,17 +157,21 @@ impl Elastic {
                     running.sequence(),
                     self.model.config(),
                 ),
-                Outcome::Ended(_) | Outcome::Broken => ended.push((index, outcome)),
+                outcome => ended.push((index, outcome)),
             }
         }
         for (index, outcome) in ended.into_iter().rev() {
             let running = self.running.remove(index);
-            if let Outcome::Ended(reason) = outcome {
-                let (tokens, sequence) = running.finish(reason);
-                self.prefixes.give(tokens, sequence);
-            } else {
-                let problem = "the model's output is not finite: are the weights damaged?";
-                running.fail(Error::Internal(problem.into()));
+            match outcome {
+                Outcome::Ended(reason) => {
+                    let (tokens, sequence) = running.finish(reason);
+                    self.prefixes.give(tokens, sequence);
+                }
+                Outcome::Unfit(why) => running.fail(Error::invalid("json_schema", why)),
+                _ => {
+                    let problem = "the model's output is not finite: are the weights damaged?";
+                    running.fail(Error::Internal(problem.into()));
+                }
             }
         }
         Ok(())

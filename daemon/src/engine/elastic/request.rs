@@ -4,6 +4,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 
 use nestd_elastic::kv::Sequence;
+use nestd_elastic::text::constrain::Constraint;
 use nestd_elastic::text::penalty::{Penalties, Seen};
 use nestd_elastic::text::sample::{Draw, greedy};
 use nestd_elastic::text::stop::Stops;
@@ -14,6 +15,18 @@ use super::count;
 use super::load::Text;
 use crate::stream::Sink;
 use crate::types::{Error, FinishReason, Sampling};
+
+/// What a request begins with.
+pub struct Start {
+    /// The conversation as tokens.
+    pub prompt: Vec<u32>,
+    /// Caches that begin with the known part of the prompt.
+    pub sequence: Sequence,
+    /// Tokens of the prompt that are likely to come again.
+    pub standing: Option<usize>,
+    /// What keeps the answer to its schema.
+    pub constraint: Option<Constraint>,
+}
 
 /// A request that was let through.
 pub struct Running {
@@ -29,12 +42,13 @@ pub struct Running {
     draw: Option<Draw>,
     penalties: Penalties,
     seen: Seen,
+    constraint: Option<Constraint>,
     decoder: Decoder,
     stops: Stops,
 }
 
 /// What a step did for a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// There is more to do.
     GoesOn,
@@ -44,18 +58,14 @@ pub enum Outcome {
     Ended(FinishReason),
     /// The model gave no number to choose by.
     Broken,
+    /// The answer's schema turned out to be too much to follow, and why.
+    Unfit(String),
 }
 
 impl Running {
-    /// Begins a request. `sequence` begins with the cached part of the prompt; the first `standing`
-    /// tokens are likely to come again.
-    pub fn new(
-        job: Job,
-        prompt: Vec<u32>,
-        sequence: Sequence,
-        standing: Option<usize>,
-        text: &Text,
-    ) -> Self {
+    /// Begins a request.
+    pub fn new(job: Job, start: Start, text: &Text) -> Self {
+        let Start { prompt, sequence, standing, constraint } = start;
         let cached = sequence.len();
         let request = &job.request;
         job.sink.prefill(count(cached), count(prompt.len()), count(cached));
@@ -76,6 +86,7 @@ impl Running {
                 count_prompt: false,
             },
             seen: Seen::new(&prompt),
+            constraint,
             decoder: Decoder::default(),
             stops: Stops::new(request.stopping.stop.clone()),
             prompt,
@@ -137,6 +148,12 @@ impl Running {
             self.sink().prefill(all, all, count(self.cached));
         }
         self.penalties.apply(logits, &self.seen);
+        if let Some(constraint) = &mut self.constraint {
+            match constraint.allowed() {
+                Ok(allowed) => allowed.apply(logits),
+                Err(error) => return Outcome::Unfit(error.to_string()),
+            }
+        }
         let token = match &self.draw {
             None => greedy(logits),
             Some(draw) => draw.token(logits, self.sequence.len()),
@@ -144,6 +161,9 @@ impl Running {
         let Some(token) = token.and_then(|token| u32::try_from(token).ok()) else {
             return Outcome::Broken;
         };
+        if let Some(Err(error)) = self.constraint.as_mut().map(|c| c.accept(token)) {
+            return Outcome::Unfit(error.to_string());
+        }
         self.seen.push(token);
         self.answer.push(token);
         if text.tokenizer.ends(token) {
@@ -155,6 +175,9 @@ impl Running {
         if passed.stopped {
             // What is held back after a stop string is no part of the answer.
             self.decoder = Decoder::default();
+            return Outcome::Ended(FinishReason::Stop);
+        }
+        if self.constraint.as_ref().is_some_and(Constraint::is_complete) {
             return Outcome::Ended(FinishReason::Stop);
         }
         if self.answer.len() >= self.job.request.stopping.max_tokens as usize {

@@ -193,6 +193,10 @@ async fn answer(
     sink: &Sink,
     made: &Made,
 ) -> Result<(FinishReason, bool), Error> {
+    if request.json_schema.is_some() {
+        let why = "the engine mistralrs draws freely; the engine elastic, on a GGUF file, can";
+        return Err(Error::unsupported("json_schema", why));
+    }
     let max_tokens = request.stopping.max_tokens;
     let prompt = {
         let (shared, messages) = (Arc::clone(shared), request.messages.clone());
