@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs Nestd's main job: builds it, starts the daemon with the demo model on a private message bus and
-# socket, asks questions over both APIs, switches the MatFormer size, asks again, and stops.
+# socket, asks questions over both APIs, switches the MatFormer size, asks again, then runs the same model
+# as a GGUF file and switches sizes in the middle of an answer, and stops.
 # Needs Rust, a C compiler and dbus-daemon; the first build takes about a quarter of an hour, since it
 # compiles mistral.rs. Everything it makes but the build lives in a temporary folder.
 set -eu
@@ -42,9 +43,11 @@ say() {
     printf '\n\033[1m%s\033[0m\n' "$*"
 }
 
-# The daemon's models folder holds one folder a model.
+# The daemon's models folder holds a folder or a GGUF file for each model.
 mkdir "$work/models"
 ln -s "$PWD/models/demo/hf" "$work/models/demo"
+ln -s "$PWD/models/demo/nestd-demo-Q8_0.gguf" "$work/models/demo-gguf.gguf"
+ln -s "$PWD/models/demo/hf/sizes.csv" "$work/models/demo-gguf.sizes.csv"
 cat >"$work/bus.conf" <<END
 <busconfig><type>session</type><listen>unix:path=$work/bus</listen>
 <policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy>
@@ -101,6 +104,25 @@ say "The device runs low: the smallest size, $smallest"
 nestctl size "$smallest"
 ask --grpc "Set a timer for ten minutes"
 ask --dbus "What is the capital of France?"
+
+say "The same model as a GGUF file, mapped: any size at any token"
+nestctl load demo-gguf
+ask --grpc "What are you?"
+ask --dbus "What is the capital of France?"
+
+say "The size changes in the middle of an answer, five times"
+cat >"$work/rooms.json" <<END
+{"type": "array", "minItems": 150, "maxItems": 150, "items": {"enum": ["kitchen", "garden", "office", "bedroom"]}}
+END
+(
+    for size in $(nestctl --json status | sed 's/.*"available_sizes":\[\([^]]*\)\].*/\1/; s/[",]/ /g'); do
+        sleep 0.1
+        nestctl size "$size" >/dev/null
+    done
+) &
+printf '\n$ nestctl ask --json-schema rooms.json "Name the rooms in any order"\n'
+nestctl ask --temperature 1 --json-schema "$work/rooms.json" --max-tokens 2000 "Name the rooms in any order"
+wait $!
 
 say "nestd stops"
 kill "$daemon_pid"

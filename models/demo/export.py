@@ -253,6 +253,8 @@ def write_gguf(out, params, c, tokenizer, kind):
     w.add_add_eos_token(False)
     w.add_add_space_prefix(False)
     w.add_chat_template(CHAT_TEMPLATE)
+    # As generation_config.json says it: greedy.
+    w.add_sampling_temp(0.0)
 
     names = gguf.get_tensor_name_map(arch, c.layers)
     all_weights = weights(params, c)

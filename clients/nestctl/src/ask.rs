@@ -4,7 +4,10 @@
 use futures::StreamExt;
 use nestd_client::{
     Client, message,
-    v1::{Finished, GenerateRequest, Message, Role, Sampling, Stopping, generate_event::Event},
+    v1::{
+        Finished, GenerateRequest, Message, Role, Sampling, SizeChanged, Stopping,
+        generate_event::Event,
+    },
 };
 
 use crate::{
@@ -72,6 +75,7 @@ pub async fn answer(
                 }
                 *text += &piece.delta;
             }
+            Some(Event::SizeChanged(change)) => screen.mark(&size_changed(&change)),
             Some(Event::Finished(end)) => finished = Some(end),
             Some(other) => screen.progress(&progress(&other)),
             None => {}
@@ -94,11 +98,12 @@ fn progress(event: &Event) -> String {
             "reading the prompt: {} of {} tokens",
             prefill.done_tokens, prefill.total_tokens
         ),
-        Event::SizeChanged(change) => {
-            format!("size {} instead of {}: {}", change.to, change.from, change.reason)
-        }
-        Event::Text(_) | Event::Finished(_) => String::new(),
+        Event::SizeChanged(_) | Event::Text(_) | Event::Finished(_) => String::new(),
     }
+}
+
+fn size_changed(change: &SizeChanged) -> String {
+    format!("[size {} -> {}: {}]", change.from, change.to, change.reason)
 }
 
 /// How long it took, in one line.
@@ -140,6 +145,16 @@ mod tests {
             summary(&end),
             "[14 tokens, first after 120 ms, 31.2 tokens/s, size large then small, stop]"
         );
+    }
+
+    #[test]
+    fn a_change_of_the_size_says_why() {
+        let change = SizeChanged {
+            from: "E4B".into(),
+            to: "E2B".into(),
+            reason: "the battery is low".into(),
+        };
+        assert_eq!(size_changed(&change), "[size E4B -> E2B: the battery is low]");
     }
 
     #[test]

@@ -96,6 +96,16 @@ impl Screen {
         let _ = writeln!(io::stderr(), "{text}");
     }
 
+    /// Marks a place in an answer, on standard error, so that the answer itself stays as it is.
+    pub fn mark(&mut self, text: &str) {
+        if self.json {
+            return;
+        }
+        self.clear();
+        let (dim, plain) = if self.err_is_terminal { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
+        let _ = write!(io::stderr(), "{dim}{}{plain}", clean(text));
+    }
+
     /// Takes the progress away.
     pub fn clear(&mut self) {
         if self.line == Line::Progress {

@@ -1,5 +1,6 @@
 //! What a model's file says about text: its vocabulary, its chat template, how to sample.
 
+use crate::config::narrow;
 use crate::error::{Error, Result};
 use crate::gguf::{Array, Header, Value};
 use crate::model::Model;
@@ -70,7 +71,7 @@ fn tokenizer(header: &Header<'_>) -> Result<Tokenizer> {
         value.and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok())
     };
     let scores: Vec<f32> =
-        list("scores")?.scalars().filter_map(Value::as_f64).map(|score| score as f32).collect();
+        list("scores")?.scalars().filter_map(Value::as_f64).map(narrow).collect();
     let kinds: Vec<u32> = list("token_type")?
         .scalars()
         .filter_map(|kind| kind.as_u64().and_then(|kind| u32::try_from(kind).ok()))
@@ -102,9 +103,11 @@ fn sampling(header: &Header<'_>) -> Result<Sampling> {
                 .ok_or_else(|| Error::format(key, format!("not a number from 0 to {most}"))),
         }
     };
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to a million")]
+    let top_k = number("top_k", 64.0, 1e6)? as u32;
     Ok(Sampling {
         temperature: number("temp", 1.0, 2.0)?,
-        top_k: number("top_k", 64.0, 1e6)? as u32,
+        top_k,
         top_p: number("top_p", 0.95, 1.0)?,
         min_p: number("min_p", 0.0, 1.0)?,
     })

@@ -65,12 +65,12 @@ impl Config {
         let heads = keys.count("attention.head_count", 1..=1024)?;
         let kv_heads = keys.count("attention.head_count_kv", 1..=1024)?;
         if heads % kv_heads != 0 {
-            return Err(keys.wrong("attention.head_count_kv", "it does not divide the heads"));
+            return Err(Keys::wrong("attention.head_count_kv", "it does not divide the heads"));
         }
         let head_dim = keys.count("attention.key_length", 2..=4096)?;
         if head_dim % 2 != 0 || keys.count("attention.value_length", 1..=4096)? != head_dim {
             let problem = "keys and values are not of the same even length";
-            return Err(keys.wrong("attention.value_length", problem));
+            return Err(Keys::wrong("attention.value_length", problem));
         }
         let shared = keys.count("attention.shared_kv_layers", 0..=MAX_LAYERS)?;
         let own_kv = layers.saturating_sub(shared);
@@ -82,7 +82,7 @@ impl Config {
         let owners = full.get(..own_kv).unwrap_or_default();
         if shared > 0 && !(owners.contains(&true) && owners.contains(&false)) {
             let problem = "the layers that own caches are not of both kinds";
-            return Err(keys.wrong("attention.shared_kv_layers", problem));
+            return Err(Keys::wrong("attention.shared_kv_layers", problem));
         }
         let altup = keys.count("altup.num_inputs", 1..=16)?;
         if keys.count("altup.active_idx", 0..=15)? != 0 {
@@ -92,7 +92,7 @@ impl Config {
         let sparsity = keys
             .per_layer("activation_sparsity_scale", layers, Value::as_f64)?
             .into_iter()
-            .map(|scale| scale.is_finite().then_some(scale as f32))
+            .map(|scale| scale.is_finite().then_some(narrow(scale)))
             .collect();
         Ok(Self {
             hidden: keys.count("embedding_length", 1..=MAX_WIDTH)?,
@@ -137,37 +137,43 @@ impl Config {
     }
 }
 
+/// Keys hold what was an f32 before.
+#[expect(clippy::cast_possible_truncation, reason = "that is meant")]
+pub(crate) fn narrow(value: f64) -> f32 {
+    value as f32
+}
+
 struct Keys<'h, 'a> {
     header: &'h Header<'a>,
 }
 
 impl<'a> Keys<'_, 'a> {
-    fn wrong(&self, key: &str, problem: impl Into<String>) -> Error {
+    fn wrong(key: &str, problem: impl Into<String>) -> Error {
         Error::format(format!("gemma3n.{key}"), problem)
     }
 
     fn value(&self, key: &str) -> Result<Value<'a>> {
         self.header
             .value(&format!("gemma3n.{key}"))
-            .ok_or_else(|| self.wrong(key, "the key is missing"))
+            .ok_or_else(|| Self::wrong(key, "the key is missing"))
     }
 
     fn count(&self, key: &str, range: std::ops::RangeInclusive<u64>) -> Result<usize> {
         let value = self.value(key)?.as_u64().filter(|value| range.contains(value));
         value.and_then(|value| usize::try_from(value).ok()).ok_or_else(|| {
-            self.wrong(key, format!("not a number from {} to {}", range.start(), range.end()))
+            Self::wrong(key, format!("not a number from {} to {}", range.start(), range.end()))
         })
     }
 
     fn positive(&self, key: &str, default: Option<f32>) -> Result<f32> {
         let value = match (self.header.value(&format!("gemma3n.{key}")), default) {
             (None, Some(default)) => return Ok(default),
-            (None, None) => return Err(self.wrong(key, "the key is missing")),
+            (None, None) => return Err(Self::wrong(key, "the key is missing")),
             (Some(value), _) => value.as_f64(),
         };
         match value {
-            Some(value) if value > 0.0 && value < 1e12 => Ok(value as f32),
-            _ => Err(self.wrong(key, "not a number above 0")),
+            Some(value) if value > 0.0 && value < 1e12 => Ok(narrow(value)),
+            _ => Err(Self::wrong(key, "not a number above 0")),
         }
     }
 
@@ -183,7 +189,7 @@ impl<'a> Keys<'_, 'a> {
             .filter(|array| array.len() == layers)
             .and_then(|array| array.scalars().map(read).collect());
         list.filter(|list| list.len() == layers)
-            .ok_or_else(|| self.wrong(key, format!("not a list of {layers}, one for each layer")))
+            .ok_or_else(|| Self::wrong(key, format!("not a list of {layers}, one for each layer")))
     }
 
     /// A number for all layers, or one for each.
@@ -200,6 +206,6 @@ impl<'a> Keys<'_, 'a> {
             .collect();
         widths
             .filter(|widths| widths.len() == layers)
-            .ok_or_else(|| self.wrong(key, format!("not {layers} widths from 1 to {MAX_WIDTH}")))
+            .ok_or_else(|| Self::wrong(key, format!("not {layers} widths from 1 to {MAX_WIDTH}")))
     }
 }

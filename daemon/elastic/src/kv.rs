@@ -5,8 +5,6 @@
 //! [`SLACK`] more. The slack holds what one step writes before it is read, and lets a sequence be cut
 //! back by as much. What a sequence takes is fixed when it is made: [`Shape::bytes`].
 
-use half::f16;
-
 use crate::config::Config;
 use crate::error::{Error, Result};
 
@@ -46,6 +44,9 @@ pub struct Shape {
     /// How they are stored.
     pub store: Store,
     width: usize,
+    window: usize,
+    /// Rows of a sliding layer's cache.
+    ring: usize,
     /// Rows of each owned cache.
     rows: Vec<usize>,
 }
@@ -57,14 +58,19 @@ impl Shape {
         let ring = (config.window + SLACK).min(capacity);
         let rows = config.full.iter().take(config.own_kv);
         let rows = rows.map(|full| if *full { capacity } else { ring }).collect();
-        Self { capacity, store, width: config.kv_width(), rows }
+        Self { capacity, store, width: config.kv_width(), window: config.window, ring, rows }
     }
 
     /// Exactly what the caches take, full.
     #[must_use]
     pub fn bytes(&self) -> u64 {
+        self.bytes_of(self.capacity)
+    }
+
+    /// What they take with so many tokens in them.
+    fn bytes_of(&self, tokens: usize) -> u64 {
         let row = self.store.row_bytes(self.width) as u64;
-        self.rows.iter().map(|rows| 2 * row * *rows as u64).sum()
+        self.rows.iter().map(|rows| 2 * row * tokens.min(*rows) as u64).sum()
     }
 }
 
@@ -73,8 +79,8 @@ impl Shape {
 pub struct Sequence {
     shape: Shape,
     len: usize,
-    /// The longest that it has been: what was written there took the place of older rows.
-    longest: usize,
+    /// The first position that the rings still have.
+    first: usize,
     layers: Vec<Cache>,
 }
 
@@ -90,7 +96,8 @@ pub(crate) struct Cache {
 #[derive(Clone)]
 pub(crate) enum Rows {
     F32(Vec<f32>),
-    F16(Vec<f16>),
+    /// As bits: the system gives zeros of plain integers without writing them.
+    F16(Vec<u16>),
     Q8_0(Vec<u8>),
 }
 
@@ -100,7 +107,7 @@ impl Sequence {
     pub fn new(shape: &Shape) -> Self {
         let buffer = |rows: usize| match shape.store {
             Store::F32 => Rows::F32(vec![0.0; rows * shape.width]),
-            Store::F16 => Rows::F16(vec![f16::ZERO; rows * shape.width]),
+            Store::F16 => Rows::F16(vec![0; rows * shape.width]),
             Store::Q8_0 => Rows::Q8_0(vec![0; rows * shape.store.row_bytes(shape.width)]),
         };
         let layer =
@@ -108,7 +115,7 @@ impl Sequence {
         Self {
             shape: shape.clone(),
             len: 0,
-            longest: 0,
+            first: 0,
             layers: shape.rows.iter().map(layer).collect(),
         }
     }
@@ -131,21 +138,17 @@ impl Sequence {
         self.shape.capacity
     }
 
-    /// The memory that it takes, full.
+    /// The memory that it takes with the tokens that are in it.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.shape.bytes()
+        self.shape.bytes_of(self.len)
     }
 
     /// How far back it can be cut: every length from here on is still whole.
     #[must_use]
     pub fn shortest(&self) -> usize {
-        let ring = self.layers.iter().map(|cache| cache.rows).filter(|r| *r < self.shape.capacity);
-        match ring.min() {
-            // The window in front of the new end must not have been written over.
-            Some(rows) if self.longest > rows => self.longest - SLACK.min(rows),
-            _ => 0,
-        }
+        // The window in front of the new end must not have been written over.
+        if self.first == 0 { 0 } else { (self.first + self.shape.window).min(self.len) }
     }
 
     /// Cuts it back to its first `len` tokens. False, and nothing is done, if that is not possible.
@@ -157,17 +160,18 @@ impl Sequence {
         possible
     }
 
-    /// A copy with another capacity, which is at least its length. A shorter one costs less to keep.
-    pub fn resized(&self, capacity: usize, config: &Config) -> Result<Self> {
-        if capacity < self.len {
-            return Err(Error::NoRoom { tokens: self.len, capacity });
+    /// A copy of the first `len` tokens with a capacity of its own; fails if it cannot be cut back so
+    /// far, or they do not fit.
+    pub fn copy(&self, len: usize, capacity: usize, config: &Config) -> Result<Self> {
+        if len > self.len.min(capacity) || len < self.shortest() {
+            return Err(Error::NoRoom { tokens: len, capacity: capacity.min(self.len) });
         }
         let mut copy = Self::new(&Shape::new(config, capacity, self.shape.store));
-        copy.advance(self.len);
+        copy.first = self.first;
+        copy.advance(len);
         for (from, to) in self.layers.iter().zip(&mut copy.layers) {
             // Rings of two lengths keep a position in different rows.
-            let first = self.len.saturating_sub(from.rows.min(to.rows));
-            for position in first..self.len {
+            for position in len.saturating_sub(from.rows.min(to.rows))..len {
                 let (from_row, to_row) = (position % from.rows, position % to.rows);
                 to.keys.copy_row(to_row, &from.keys, from_row, self.shape.width);
                 to.values.copy_row(to_row, &from.values, from_row, self.shape.width);
@@ -185,7 +189,7 @@ impl Sequence {
     /// Counts tokens whose keys and values were written.
     pub(crate) fn advance(&mut self, more: usize) {
         self.len += more;
-        self.longest = self.longest.max(self.len);
+        self.first = self.first.max(self.len.saturating_sub(self.shape.ring));
     }
 
     pub(crate) fn cache(&self, layer: usize) -> Option<&Cache> {

@@ -12,11 +12,11 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use memmap2::{Advice, Mmap, MmapOptions, UncheckedAdvice};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::error::{Error, Result};
 use crate::fault;
@@ -100,15 +100,9 @@ impl Mapping {
             let _ = unsafe {
                 self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
             };
-            let (start, len) = (range.start as i64, range.len() as i64);
-            // SAFETY: a system call on an open file with plain numbers.
-            unsafe {
-                nix::libc::posix_fadvise(
-                    self.file.as_raw_fd(),
-                    start,
-                    len,
-                    nix::libc::POSIX_FADV_DONTNEED,
-                );
+            if let (Ok(start), Ok(len)) = (range.start.try_into(), range.len().try_into()) {
+                let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+                let _ = posix_fadvise(&self.file, start, len, advice);
             }
         }
     }

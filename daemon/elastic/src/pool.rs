@@ -35,7 +35,8 @@ pub struct Pool {
     threads: Vec<JoinHandle<()>>,
 }
 
-type Job = *const (dyn Fn(usize) + Sync);
+/// The caller's closure; it is there as long as somebody is in its job.
+type Job = &'static (dyn Fn(usize) + Sync);
 
 struct Shared {
     /// The number of the job, whether it is open, and how many threads are in it.
@@ -110,10 +111,10 @@ impl Pool {
         // SAFETY: nobody is in a job (the last call waited for that), so nobody reads these. The
         // lifetime is taken away; this function does not return before everybody has left the job.
         unsafe {
-            *shared.job.get() = Some(std::mem::transmute::<
-                *const (dyn Fn(usize) + Sync + '_),
-                *const (dyn Fn(usize) + Sync + 'static),
-            >(std::ptr::from_ref(job)));
+            let job = std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(
+                job,
+            );
+            *shared.job.get() = Some(job);
             *shared.caller.get() = Some(std::thread::current());
         }
         shared.pieces.store(pieces, Ordering::Relaxed);
@@ -262,8 +263,7 @@ fn work(shared: &Shared) {
         seen = number;
         // SAFETY: this thread is in the job, so the closure and the caller's handle stay until it has
         // left; see `Shared`.
-        let (job, caller) =
-            unsafe { ((*shared.job.get()).map(|job| &*job), (*shared.caller.get()).clone()) };
+        let (job, caller) = unsafe { (*shared.job.get(), (*shared.caller.get()).clone()) };
         if let Some(job) = job {
             let pieces = std::panic::AssertUnwindSafe(|| shared.pieces_of(job));
             if std::panic::catch_unwind(pieces).is_err() {
@@ -271,10 +271,9 @@ fn work(shared: &Shared) {
             }
         }
         let before = shared.state.fetch_sub(1, Ordering::AcqRel);
-        if before & INSIDE == 1 && before & OPEN == 0 {
-            if let Some(caller) = caller {
-                caller.unpark();
-            }
+        let last = before & INSIDE == 1 && before & OPEN == 0;
+        if let Some(caller) = caller.filter(|_| last) {
+            caller.unpark();
         }
         since = Instant::now();
     }

@@ -36,7 +36,7 @@ impl Model {
     pub fn resident(&self) -> io::Result<Resident> {
         let weights = &self.weights;
         let of = |ranges: Vec<Range<usize>>| self.map().resident(&joined(ranges));
-        let all = of(vec![0..self.map().bytes().len()])?;
+        let all = of(std::iter::once(0..self.map().bytes().len()).collect())?;
         let layers = weights.layers.iter().flat_map(Layer::matrices);
         let layers = of(layers.map(|tensor| range(&tensor)).collect())?;
         let embedding = of(vec![range(&weights.embedding), range(&weights.output)])?;

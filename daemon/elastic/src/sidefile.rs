@@ -28,9 +28,12 @@ const FIXED: usize = 40;
 /// An open side file.
 pub struct SideFile {
     map: Mapping,
-    /// For each layer, the first byte and the length of its columns.
-    places: Vec<Option<(Tensor, usize, usize)>>,
+    /// For each layer.
+    places: Vec<Place>,
 }
+
+/// A layer's `ffn_down`, with the first byte and the length of its columns; None if it has none.
+type Place = Option<(Tensor, usize, usize)>;
 
 impl SideFile {
     /// Opens the side file of a model. None if there is none, or it is not this model's, or damaged.
@@ -100,15 +103,10 @@ impl SideFile {
         let bytes = self.map.bytes().get(*start..start + len)?;
         Columns::new(tensor.kind, tensor.rows, tensor.cols, bytes)
     }
-
-    /// Its bytes in memory.
-    pub fn resident(&self) -> io::Result<u64> {
-        self.map.resident(&[0..self.map.bytes().len()])
-    }
 }
 
 /// Where each layer's columns go, and the length of the file.
-fn places(model: &Model) -> (Vec<Option<(Tensor, usize, usize)>>, usize) {
+fn places(model: &Model) -> (Vec<Place>, usize) {
     let mut at = ALIGNMENT;
     let layers = model.weights.layers.iter().zip(&model.config().sparsity);
     let places = layers

@@ -38,9 +38,9 @@ impl Size {
     #[must_use]
     pub fn slice(&self) -> Slice {
         let mut kept = self.widths.iter();
-        let width = |layer| match self.skipped.contains(&layer) {
-            true => None,
-            false => kept.next().map(|width| usize::try_from(*width).unwrap_or(usize::MAX)),
+        let width = |layer| {
+            let width = if self.skipped.contains(&layer) { None } else { kept.next() };
+            width.map(|width| usize::try_from(*width).unwrap_or(usize::MAX))
         };
         Slice { widths: (0..self.widths.len() + self.skipped.len()).map(width).collect() }
     }

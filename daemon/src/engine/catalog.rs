@@ -86,16 +86,12 @@ impl Catalog {
         if path.as_os_str().is_empty() {
             return Entry { model, path, info: Ok(sim::info()) };
         }
-        match self.gguf(&path) {
-            Some(file) => {
-                let info = elastic::inspect(&model, &file, &self.engine);
-                Entry { model, path: file, info }
-            }
-            None => {
-                let info = checkpoint::inspect(&model, &path, self.engine.isq);
-                Entry { model, path, info }
-            }
+        if let Some(file) = self.gguf(&path) {
+            let info = elastic::inspect(&model, &file, &self.engine);
+            return Entry { model, path: file, info };
         }
+        let info = checkpoint::inspect(&model, &path, self.engine.isq);
+        Entry { model, path, info }
     }
 
     /// The GGUF file to open for a model, if that is how it is run.

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use half::slice::HalfBitsSliceExt as _;
+
 use super::{Part, Product, Step, math, multiply};
 use crate::kernels::{self, Kernels, Out};
 use crate::kv::{Cache, Rows};
@@ -105,7 +107,9 @@ impl Head<'_> {
     fn score(&self, q: &[f32], row: usize) -> f32 {
         match &self.cache.keys {
             Rows::F32(keys) => self.kernels.dot(q, self.part(keys, row, q.len())),
-            Rows::F16(keys) => self.kernels.dot_f16(q, self.part(keys, row, q.len())),
+            Rows::F16(keys) => {
+                self.kernels.dot_f16(q, self.part(keys, row, q.len()).reinterpret_cast())
+            }
             Rows::Q8_0(keys) => self.kernels.dot_q8_0(q, self.blocks(keys, row, q.len())),
         }
     }
@@ -117,7 +121,7 @@ impl Head<'_> {
             }
             Rows::F16(values) => {
                 let values = self.part(values, row, out.len());
-                self.kernels.add_scaled_f16(out, weight, values);
+                self.kernels.add_scaled_f16(out, weight, values.reinterpret_cast());
             }
             Rows::Q8_0(values) => {
                 let values = self.blocks(values, row, out.len());
@@ -141,7 +145,9 @@ impl Head<'_> {
 fn write(rows: &mut Rows, row: usize, values: &[f32], kernels: &Kernels) {
     match rows {
         Rows::F32(all) => math::row_mut(all, row, values.len()).copy_from_slice(values),
-        Rows::F16(all) => kernels.to_f16(values, math::row_mut(all, row, values.len())),
+        Rows::F16(all) => {
+            kernels.to_f16(values, math::row_mut(all, row, values.len()).reinterpret_cast_mut());
+        }
         Rows::Q8_0(all) => {
             let mut bytes = Vec::with_capacity(values.len() / 32 * 34);
             if kernels::quantize(Kind::Q8_0, values, &mut bytes) {

@@ -20,10 +20,10 @@ impl Step<'_> {
             let up = Out::new(&mut self.s.up, width);
             let gate = Product { rows: 0..width, ..Product::whole(gate_w, x, &gate) };
             let up = Product { rows: 0..width, ..Product::whole(up_w, x, &up) };
-            match cutoff {
-                Some(_) if rows == 1 => multiply(self.pool, kernels, &[gate]),
-                _ => multiply(self.pool, kernels, &[gate, up]),
-            }
+            let both = [gate, up];
+            // Where few units survive, up is for those alone.
+            let now = if cutoff.is_some() && rows == 1 { &both[..1] } else { &both[..] };
+            multiply(self.pool, kernels, now);
         }
         if let (Some(deviations), 1) = (cutoff, rows) {
             return self.few_units(index, layer, width, deviations);
@@ -54,26 +54,23 @@ impl Step<'_> {
             kernels.product_of(&w, &units, places, x, &out);
         });
         kernels.gelu_times(&mut values, self.s.up.get(..units.len()).unwrap_or_default());
-        match model.side().and_then(|side| side.columns(index)) {
-            Some(columns) => {
-                let inputs: Vec<(u32, f32)> = units.into_iter().zip(values).collect();
-                let out = Out::new(&mut self.s.branch, hidden);
-                let size = hidden.div_ceil(4 * self.pool.threads()).next_multiple_of(2 * BAND);
-                self.pool.run(hidden.div_ceil(size), &|piece| {
-                    let rows = piece * size..hidden.min((piece + 1) * size);
-                    kernels.sparse_down(&columns, rows, &inputs, &out);
-                });
-            }
-            None => {
-                // The others are 0 already.
-                for (unit, value) in units.into_iter().zip(values) {
-                    if let Some(gate) = gates.get_mut(unit as usize) {
-                        *gate = value;
-                    }
-                }
-                self.down(layer, width);
+        if let Some(columns) = model.side().and_then(|side| side.columns(index)) {
+            let inputs: Vec<(u32, f32)> = units.into_iter().zip(values).collect();
+            let out = Out::new(&mut self.s.branch, hidden);
+            let size = hidden.div_ceil(4 * self.pool.threads()).next_multiple_of(2 * BAND);
+            self.pool.run(hidden.div_ceil(size), &|piece| {
+                let rows = piece * size..hidden.min((piece + 1) * size);
+                kernels.sparse_down(&columns, rows, &inputs, &out);
+            });
+            return;
+        }
+        // The others are 0 already.
+        for (unit, value) in units.into_iter().zip(values) {
+            if let Some(gate) = gates.get_mut(unit as usize) {
+                *gate = value;
             }
         }
+        self.down(layer, width);
     }
 
     fn down(&mut self, layer: &Layer, width: usize) {
@@ -90,5 +87,7 @@ fn cut(gates: &mut [f32], deviations: f32) {
     let mean = math::sum(gates, |gate| gate) / count;
     let variance = math::sum(gates, |gate| (gate - mean) * (gate - mean)) / count;
     let cutoff = mean + deviations * variance.sqrt();
-    gates.iter_mut().for_each(|gate| *gate = (*gate - cutoff).max(0.0));
+    for gate in gates {
+        *gate = (*gate - cutoff).max(0.0);
+    }
 }

@@ -1,5 +1,7 @@
 //! The small computations on one row.
 
+use crate::kernels::Kernels;
+
 /// Row `index` of a buffer; empty past its end.
 pub fn row<T>(buffer: &[T], index: usize, width: usize) -> &[T] {
     buffer.get(index * width..(index + 1) * width).unwrap_or_default()
@@ -35,6 +37,13 @@ pub fn rms_norm(values: &mut [f32], weight: Option<&[f32]>, eps: f32) {
     }
 }
 
+/// Multiplies all values.
+pub fn scale(values: &mut [f32], by: f32) {
+    for value in values {
+        *value *= by;
+    }
+}
+
 /// Writes `values`, scaled to the root mean square `target`.
 pub fn same_magnitude(out: &mut [f32], values: &[f32], target: f32) {
     let scale = target / mean_square(values).max(1e-5).sqrt();
@@ -43,8 +52,7 @@ pub fn same_magnitude(out: &mut [f32], values: &[f32], target: f32) {
 
 /// One layer's per-layer input: `out` has the projection of the embedding, `row` the table's.
 pub fn per_layer_input(out: &mut [f32], row: &[f32], norm: &[f32], hidden: usize, eps: f32) {
-    let scale = 1.0 / (hidden as f32).sqrt();
-    out.iter_mut().for_each(|value| *value *= scale);
+    scale(out, 1.0 / (hidden as f32).sqrt());
     rms_norm(out, Some(norm), eps);
     let scale = (row.len() as f32).sqrt();
     for (out, row) in out.iter_mut().zip(row) {
@@ -79,6 +87,16 @@ pub fn add_normed(out: &mut [f32], values: &[f32], weight: &[f32], eps: f32) {
     let scale = 1.0 / (mean_square(values) + eps).sqrt();
     for (out, (value, weight)) in out.iter_mut().zip(values.iter().zip(weight)) {
         *out += value * scale * weight;
+    }
+}
+
+/// Holds values softly within `cap`: `cap tanh(value / cap)`.
+pub fn soft_cap(values: &mut [f32], cap: f32, kernels: &Kernels) {
+    // tanh x = 1 - 2 / (exp 2x + 1)
+    scale(values, 2.0 / cap);
+    let _ = kernels.exp_sub_sum(values, 0.0);
+    for value in values {
+        *value = cap - 2.0 * cap / (*value + 1.0);
     }
 }
 

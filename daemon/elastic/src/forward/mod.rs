@@ -148,7 +148,7 @@ impl Step<'_> {
         self.pool.rows(self.s.input.values_mut(rows, hidden), hidden, |row, out| {
             let token = tokens.get(row).map_or(0, |token| *token as usize);
             crate::kernels::dequantize(table.kind(), table.row(token), out);
-            out.iter_mut().for_each(|value| *value *= scale);
+            math::scale(out, scale);
         });
         self.s.input.quantize(self.kernels);
         self.s.tokens = tokens;
@@ -253,13 +253,12 @@ impl Step<'_> {
         let out = Out::new(&mut self.s.logits, vocabulary);
         let w = self.model.matrix(&weights.output);
         multiply(self.pool, self.kernels, &[Product::whole(w, &self.s.input, &out)]);
-        let cap = config.softcap;
+        let (cap, kernels) = (config.softcap, self.kernels);
         // The vocabulary is long and its length no round number; the last piece is what is left.
         let piece = (rows * vocabulary).div_ceil(4 * self.pool.threads());
         let whole = self.s.logits.len() / piece.max(1) * piece;
         let (whole, rest) = self.s.logits.split_at_mut(whole);
-        let soft =
-            |values: &mut [f32]| values.iter_mut().for_each(|v| *v = cap * (*v / cap).tanh());
+        let soft = |values: &mut [f32]| math::soft_cap(values, cap, kernels);
         self.pool.rows(whole, piece.max(1), |_, values| soft(values));
         soft(rest);
     }
@@ -285,12 +284,16 @@ impl<'p> Product<'p> {
 
 /// Rows of a matrix that the kernels take together.
 const BAND: usize = 16;
+/// Weights that a thread takes at a time: few enough that none waits long for the last to end, and enough
+/// that the kernels read long stretches.
+const PIECE_BYTES: usize = 512 << 10;
 
 /// Computes several products in one go over all threads.
 fn multiply(pool: &mut Pool, kernels: &'static Kernels, products: &[Product<'_>]) {
-    let all: usize = products.iter().map(|product| product.rows.len()).sum();
-    // Some pieces for each thread, so that a slow one does not hold up the rest.
-    let size = all.div_ceil(4 * pool.threads()).next_multiple_of(BAND);
+    let rows = products.iter().map(|product| product.rows.len()).sum::<usize>();
+    let bytes = products.iter().map(|product| product.rows.len() * product.w.row(0).len());
+    let pieces = bytes.sum::<usize>().div_ceil(PIECE_BYTES).next_multiple_of(pool.threads());
+    let size = rows.div_ceil(pieces.max(1)).next_multiple_of(BAND);
     let pieces: Vec<(&Product<'_>, Range<usize>)> = products
         .iter()
         .flat_map(|product| {

@@ -249,15 +249,15 @@ pub(super) fn encode(value: &super::Entry, out: &mut Vec<u8>) {
         }
         Entry::U32s(values) => {
             list(U32, values.len(), out);
-            values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+            out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
         }
         Entry::I32s(values) => {
             list(I32, values.len(), out);
-            values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+            out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
         }
         Entry::F32s(values) => {
             list(F32, values.len(), out);
-            values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+            out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
         }
         Entry::Bools(values) => {
             list(BOOL, values.len(), out);
@@ -265,7 +265,9 @@ pub(super) fn encode(value: &super::Entry, out: &mut Vec<u8>) {
         }
         Entry::Strings(values) => {
             list(STRING, values.len(), out);
-            values.iter().for_each(|text| string(text, out));
+            for text in values {
+                string(text, out);
+            }
         }
     }
 }

@@ -71,7 +71,7 @@ impl Writer {
         for (tensor, kind, dims) in &self.tensors {
             name(tensor, &mut header);
             header.extend(u32::try_from(dims.len()).unwrap_or(0).to_le_bytes());
-            dims.iter().for_each(|dim| header.extend(dim.to_le_bytes()));
+            header.extend(dims.iter().flat_map(|dim| dim.to_le_bytes()));
             header.extend(kind.code().to_le_bytes());
             header.extend((offset as u64).to_le_bytes());
             let length = length(*kind, dims).ok_or_else(|| {

@@ -131,11 +131,11 @@ impl Elastic {
             given.push(if computed { running.next(chunk) } else { Vec::new() });
         }
         let mut parts = Vec::new();
-        let mut draws = Vec::new();
+        let mut wanted = Vec::new();
         for (running, tokens) in self.running.iter_mut().zip(&given) {
             let draw = tokens.len() >= running.unread() && !tokens.is_empty();
             let logits = if draw { Logits::Last } else { Logits::None };
-            draws.push(draw);
+            wanted.push(draw);
             if !tokens.is_empty() {
                 parts.push(Part { sequence: running.sequence_mut(), tokens, logits });
             }
@@ -144,7 +144,7 @@ impl Elastic {
         let mut rows = logits.chunks_exact_mut(self.model.vocabulary());
         let mut ended = Vec::new();
         for (index, running) in self.running.iter_mut().enumerate() {
-            let drawn = draws.get(index) == Some(&true);
+            let drawn = wanted.get(index) == Some(&true);
             let outcome = match rows.next().filter(|_| drawn) {
                 Some(logits) => running.draw(logits, &self.text),
                 None if given.get(index).is_none_or(Vec::is_empty) => continue,

@@ -42,10 +42,9 @@ impl Prefixes {
             .max();
         if let Some((common, index)) = best {
             let kept = self.kept.remove(index);
-            let mut copy = kept.sequence.clone();
-            copy.truncate(common);
+            let copy = kept.sequence.copy(common, shape.capacity, config);
             self.kept.push(kept);
-            if let Ok(copy) = copy.resized(shape.capacity, config) {
+            if let Ok(copy) = copy {
                 return copy;
             }
         }
@@ -54,7 +53,7 @@ impl Prefixes {
 
     /// Keeps a copy of a sequence whose tokens are these.
     pub fn keep(&mut self, tokens: &[u32], sequence: &Sequence, config: &Config) {
-        if let Ok(copy) = sequence.resized(sequence.len(), config) {
+        if let Ok(copy) = sequence.copy(sequence.len(), sequence.len(), config) {
             self.give(tokens.to_vec(), copy);
         }
     }

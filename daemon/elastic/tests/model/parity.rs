@@ -1,11 +1,7 @@
 //! Logits of the demo model against those of the reference implementation in `transformers`, in F32: at
 //! every position, every size, and across switches of the size.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
-
-mod demo;
-
-use demo::Tensors;
+use crate::demo::{self, Tensors};
 use nestd_elastic::forward::{Logits, Part, Runner};
 use nestd_elastic::kernels::Kernels;
 use nestd_elastic::kv::{Sequence, Shape, Store};

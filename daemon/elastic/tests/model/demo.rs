@@ -93,7 +93,8 @@ pub fn write_gguf(path: &Path, kind: Kind) {
         let stacked = parts.get_mut(name).unwrap();
         stacked.sort();
         let mut dims: Vec<usize> = source.shape(&stacked[0]).into_iter().rev().collect();
-        let whole = dims.len() > 1 && dims[0] % kind.block_len() == 0 && !name.contains("router");
+        let whole =
+            dims.len() > 1 && dims[0].is_multiple_of(kind.block_len()) && !name.contains("router");
         if name.starts_with("altup_") {
             dims.push(stacked.len());
         }

@@ -1,11 +1,8 @@
 //! Files that lie, are cut, or change while they are in use.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
-
-mod demo;
-
 use std::path::Path;
 
+use crate::demo;
 use nestd_elastic::error::Error;
 use nestd_elastic::forward::{Logits, Part, Runner};
 use nestd_elastic::gguf::{Entry, Header, Writer};
@@ -69,11 +66,10 @@ fn no_changed_byte_of_the_header_panics() {
                     assert_eq!(tensor.bytes(&changed).len(), tensor.len);
                 }
                 for (_, value) in header.pairs() {
-                    let list = value.as_array();
-                    list.iter().for_each(|list| {
-                        list.scalars().count();
-                        list.strings().count();
-                    });
+                    if let Some(list) = value.as_array() {
+                        assert!(list.scalars().count() <= list.len());
+                        assert!(list.strings().count() <= list.len());
+                    }
                 }
             }
         }
@@ -164,7 +160,8 @@ fn a_file_that_shrinks_in_use_ends_the_step_and_not_the_process() {
     };
     assert_eq!(step(&mut sequence).unwrap(), 1536);
     // Nothing of the mapping is in memory any more, and then there is nothing to read.
-    model.map().give_back(&[0..model.map().bytes().len()]);
+    let all = 0..model.map().bytes().len();
+    model.map().give_back(std::slice::from_ref(&all));
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(8192).unwrap();
     assert!(matches!(step(&mut sequence), Err(Error::FileChanged)));
     assert_eq!(sequence.len(), 2, "the sequence is as it was");
