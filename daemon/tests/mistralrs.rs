@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use nestd::engine::catalog::Catalog;
-use nestd::engine::{self, Engine, Isq, Job, Plan, Settings, SimSettings};
+use nestd::engine::{self, Engine, Isq, Job, Plan, Settings, SimSettings, elastic};
 use nestd::stream::{self, Events};
 use nestd::types::{
     Error, Event, FinishReason, Finished, GenerateRequest, Message, Part, Role, Sampling, Stopping,
@@ -58,20 +58,23 @@ impl Fixture {
     /// A plan for the size at this place in the list, as the service makes it.
     fn plan(&self, size: usize, isq: Isq) -> Result<Plan, Error> {
         let dir = self.dir.path().join("models");
-        let entry = Catalog { dir, sim: false, isq }.find(MODEL)?;
+        let settings = Settings {
+            isq,
+            context_tokens: 512,
+            parallel_requests: 2,
+            elastic: elastic::Settings::default(),
+            cache_dir: self.cache(),
+            sim: SimSettings { load_ms: 0, tokens_per_s: 1.0, prefill_tokens_per_s: 1.0 },
+        };
+        let engine = settings.clone();
+        let entry = Catalog { dir, sim: false, prefer: None, engine }.find(MODEL)?;
         let info = entry.info?;
         Ok(Plan {
             model: entry.model,
             path: entry.path,
             size: info.sizes[size].name.clone(),
             info,
-            settings: Settings {
-                isq,
-                context_tokens: 512,
-                parallel_requests: 2,
-                cache_dir: self.cache(),
-                sim: SimSettings { load_ms: 0, tokens_per_s: 1.0, prefill_tokens_per_s: 1.0 },
-            },
+            settings,
         })
     }
 
@@ -97,6 +100,7 @@ fn request(text: &str) -> GenerateRequest {
         messages: vec![message(Role::User, text)],
         sampling: Sampling { temperature: Some(0.0), ..Sampling::default() },
         stopping: Stopping { max_tokens: 24, ..Stopping::default() },
+        json_schema: None,
     }
 }
 
