@@ -44,7 +44,8 @@ async fn requests_wait_for_a_load_and_see_it() {
     let daemon = Builder::sim().set("sim.load_ms", "1500").start();
     for (name, client) in daemon.both().await {
         until(&client, |status| status.state() == State::Ready).await;
-        let mut progress = client.load("", "small").await.unwrap();
+        // The size in use again: another one would be no load for the simulator.
+        let mut progress = client.load("", "large").await.unwrap();
         assert!(progress.next().await.unwrap().unwrap() < 1.0, "{name}");
         let status = client.status().await.unwrap();
         assert_eq!((status.state(), status.model.as_str()), (State::Loading, "sim"), "{name}");
@@ -58,7 +59,7 @@ async fn requests_wait_for_a_load_and_see_it() {
         let loading = events.iter().filter(|event| matches!(event, Event::Loading(_))).count();
         assert!(loading >= 2, "{name}: {events:?}");
         assert_eq!(text(&events), "hello", "{name}");
-        assert_eq!(finished(&events).sizes, ["small"], "{name}");
+        assert_eq!(finished(&events).sizes, ["large"], "{name}");
         let fractions: Vec<f64> = progress.map(Result::unwrap).collect().await;
         assert_eq!(fractions.last(), Some(&1.0), "{name}");
     }
@@ -69,7 +70,7 @@ async fn a_load_waits_for_running_requests_or_gives_up() {
     let daemon = Builder::sim().set("limits.drain_ms", "1000").start();
     for (name, client) in daemon.both().await {
         let answer = client.generate(ask("word ".repeat(20))).await.unwrap();
-        let fractions = load(&client, "", "small").await.unwrap();
+        let fractions = load(&client, "", "large").await.unwrap();
         assert_eq!(fractions.last(), Some(&1.0), "{name}");
         let events = collect(answer).await.unwrap();
         assert_eq!(text(&events), "word ".repeat(20), "{name}: all tokens there");
@@ -81,7 +82,7 @@ async fn a_load_waits_for_running_requests_or_gives_up() {
         let status = client.status().await.unwrap();
         assert_eq!(
             (status.state(), status.active_size.as_str()),
-            (State::Ready, "small"),
+            (State::Ready, "large"),
             "{name}"
         );
         assert_eq!(status.running_requests, 1, "{name}: the request runs on");
@@ -144,14 +145,13 @@ async fn watchers_see_every_state() {
         let first: v1::StatusReport = reports.next().await.unwrap().unwrap();
         assert_eq!(first.state(), State::Ready, "{name}");
         let other = client.clone();
-        let size = if first.active_size == "small" { "large" } else { "small" };
-        let load = tokio::spawn(async move { load(&other, "", size).await });
+        let load = tokio::spawn(async move { load(&other, "", &first.active_size).await });
         let mut states = Vec::new();
         let seen = async {
             while let Some(report) = reports.next().await {
                 let report = report.unwrap();
                 states.push(report.state());
-                if report.state() == State::Ready && report.active_size == size {
+                if report.state() == State::Ready && states.contains(&State::Loading) {
                     break;
                 }
             }
@@ -159,5 +159,25 @@ async fn watchers_see_every_state() {
         tokio::time::timeout(Duration::from_secs(20), seen).await.expect(name);
         assert!(states.contains(&State::Loading), "{name} {states:?}");
         load.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_size_that_takes_no_load_changes_in_the_middle_of_an_answer() {
+    let daemon = Builder::sim().start();
+    for ((name, client), to) in daemon.both().await.into_iter().zip(["small", "large"]) {
+        let answer = client.generate(ask("word ".repeat(40))).await.unwrap();
+        until(&client, |status| status.running_requests == 1).await;
+        assert_eq!(load(&client, "", to).await.unwrap().last(), Some(&1.0), "{name}");
+        assert_eq!(client.status().await.unwrap().running_requests, 1, "{name}: it runs on");
+        let events = collect(answer).await.unwrap();
+        assert_eq!(text(&events), "word ".repeat(40), "{name}: all tokens there");
+        let change = events.iter().find_map(|event| match event {
+            Event::SizeChanged(change) => Some(change),
+            _ => None,
+        });
+        let change = change.expect(name);
+        assert_eq!((change.to.as_str(), change.reason.is_empty()), (to, false), "{name}");
+        assert_eq!(finished(&events).sizes, [change.from.clone(), to.to_owned()], "{name}");
     }
 }
