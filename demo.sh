@@ -110,18 +110,15 @@ nestctl load demo-gguf
 ask --grpc "What are you?"
 ask --dbus "What is the capital of France?"
 
-say "The size changes in the middle of an answer, five times"
-cat >"$work/rooms.json" <<END
-{"type": "array", "minItems": 150, "maxItems": 150, "items": {"enum": ["kitchen", "garden", "office", "bedroom"]}}
-END
+say "The size changes in the middle of an answer (at temperature 2, to have a long one)"
 (
-    for size in $(nestctl --json status | sed 's/.*"available_sizes":\[\([^]]*\)\].*/\1/; s/[",]/ /g'); do
+    # All but the first, which is in use.
+    for size in $(nestctl --json status | sed 's/.*"available_sizes":\[[^,]*,\([^]]*\)\].*/\1/; s/[",]/ /g'); do
         sleep 0.1
-        nestctl size "$size" >/dev/null
+        nestctl size "$size" >/dev/null 2>&1
     done
 ) &
-printf '\n$ nestctl ask --json-schema rooms.json "Name the rooms in any order"\n'
-nestctl ask --temperature 1 --json-schema "$work/rooms.json" --max-tokens 2000 "Name the rooms in any order"
+nestctl ask --temperature 2 --top-k 1000 --top-p 1 --seed 7 --max-tokens 600 "Tell me something"
 wait $!
 
 say "nestd stops"
