@@ -110,7 +110,8 @@ nestctl load demo-gguf
 ask --grpc "What are you?"
 ask --dbus "What is the capital of France?"
 
-say "The size changes in the middle of an answer (at temperature 2, to have a long one)"
+say "The size changes in the middle of an answer (a long list, by a JSON Schema)"
+echo '{"type":"array","minItems":200,"maxItems":200,"items":{"enum":["kitchen","garden","office"]}}' >"$work/rooms.json"
 (
     # All but the first, which is in use.
     for size in $(nestctl --json status | sed 's/.*"available_sizes":\[[^,]*,\([^]]*\)\].*/\1/; s/[",]/ /g'); do
@@ -118,7 +119,7 @@ say "The size changes in the middle of an answer (at temperature 2, to have a lo
         nestctl size "$size" >/dev/null 2>&1
     done
 ) &
-nestctl ask --temperature 2 --top-k 1000 --top-p 1 --seed 7 --max-tokens 600 "Tell me something"
+nestctl ask --json-schema "$work/rooms.json" --max-tokens 1500 "Turn on the lights in all rooms"
 wait $!
 
 say "nestd stops"
