@@ -110,8 +110,8 @@ nestctl load demo-gguf
 ask --grpc "What are you?"
 ask --dbus "What is the capital of France?"
 
-say "The size changes in the middle of an answer (a long list, by a JSON Schema)"
-echo '{"type":"array","minItems":200,"maxItems":200,"items":{"enum":["kitchen","garden","office"]}}' >"$work/rooms.json"
+say "The size changes in the middle of an answer (a long string, by a JSON Schema)"
+echo '{"type":"string","minLength":1200,"maxLength":1200}' >"$work/long.json"
 (
     # All but the first, which is in use.
     for size in $(nestctl --json status | sed 's/.*"available_sizes":\[[^,]*,\([^]]*\)\].*/\1/; s/[",]/ /g'); do
@@ -119,7 +119,7 @@ echo '{"type":"array","minItems":200,"maxItems":200,"items":{"enum":["kitchen","
         nestctl size "$size" >/dev/null 2>&1
     done
 ) &
-nestctl ask --json-schema "$work/rooms.json" --max-tokens 1500 "Turn on the lights in all rooms"
+nestctl ask --json-schema "$work/long.json" --max-tokens 1500 "What are you?"
 wait $!
 
 say "nestd stops"
