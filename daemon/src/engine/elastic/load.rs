@@ -127,6 +127,11 @@ impl Elastic {
         let invalid = |problem: Problem| invalid(&plan.model, &problem);
         let model = Model::open(&plan.path).map_err(invalid)?;
         progress(0.1);
+        if settings.store == Store::Q8_0 && !model.config().head_dim.is_multiple_of(32) {
+            let problem =
+                "its heads are no multiple of 32 wide, as elastic.kv = \"q8_0\" needs them";
+            return Err(Error::ModelInvalid { model: plan.model.clone(), problem: problem.into() });
+        }
         let model = with_side_file(model, plan);
         progress(0.4);
         let chat = Chat::read(&model).map_err(invalid)?;
