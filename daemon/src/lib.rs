@@ -9,6 +9,7 @@
 //! | [`stream`] | a request's bounded event buffer | types |
 //! | [`engine`] | the model in memory, on its own thread; which models there are | types, stream |
 //! | [`service`] | the daemon's state: queue, loads, drain | types, stream, engine |
+//! | [`governor`] | what the device can afford: sensors, decisions, holds | types, service |
 //! | [`api`] | D-Bus and gRPC, side by side | types, stream, service |
 //! | [`config`] | the settings and where they come from | types, engine (its settings) |
 //! | [`systemd`] | readiness, status line, journal | nothing |
@@ -18,6 +19,7 @@ pub mod api;
 pub mod app;
 pub mod config;
 pub mod engine;
+pub mod governor;
 pub mod service;
 pub mod stream;
 pub mod systemd;

@@ -6,15 +6,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those of the crate that it may name.
-const KNOWS: [(&str, &[&str]); 8] = [
+const KNOWS: [(&str, &[&str]); 9] = [
     ("types", &[]),
     ("stream", &["types"]),
     ("engine", &["types", "stream"]),
     ("service", &["types", "stream", "engine"]),
-    ("api", &["types", "stream", "service"]),
+    ("governor", &["types", "service"]),
+    ("api", &["types", "stream", "service", "governor"]),
     ("config", &["types", "engine"]),
     ("systemd", &[]),
-    ("app", &["api", "config", "engine", "service", "stream", "systemd", "types"]),
+    ("app", &["api", "config", "engine", "governor", "service", "stream", "systemd", "types"]),
 ];
 
 fn source() -> PathBuf {

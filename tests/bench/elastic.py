@@ -8,6 +8,7 @@ and found through PYTHONPATH.
     python tests/bench/elastic.py compare e2b.gguf      speed against llama.cpp
     python tests/bench/elastic.py loaded e2b.gguf       the same while others use every core
     python tests/bench/elastic.py limit e2b.gguf 2048   speed in so many MiB against speed without a limit
+    python tests/bench/elastic.py limit e2b.gguf 2048 --prompt 4000   the same with full caches
     python tests/bench/elastic.py switch e4b.gguf       1,000 switches in the middle of an answer
 
 `limit` makes a control group, for which it must be root. The figures are in docs/performance.md.
@@ -50,8 +51,8 @@ def show(name, rows):
     return prefill, decode
 
 
-def compare(model, rounds, prompts=(128, 512), tokens=48):
-    for prompt in prompts:
+def compare(model, rounds, prompts=None, tokens=48):
+    for prompt in prompts or (128, 512):
         ours, theirs, shares, bandwidths = [], [], [], []
         for _ in range(rounds):
             options = ("--prompt-tokens", prompt, "--max-tokens", tokens)
@@ -92,8 +93,8 @@ def limited(mib):
     return group
 
 
-def limit(model, mib, rounds):
-    options = ("--prompt-tokens", 256, "--max-tokens", 128, "--repeat", 2)
+def limit(model, mib, rounds, prompt):
+    options = ("--prompt-tokens", prompt, "--max-tokens", 96, "--repeat", 2)
     within, free = [], []
     group = limited(mib)
     try:
@@ -121,11 +122,14 @@ def main():
     p.add_argument("model")
     p.add_argument("mib", nargs="?", type=int, default=2048, help="for limit")
     p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--prompt", type=int, help="tokens of the prompt, for compare and limit")
     a = p.parse_args()
     if a.what == "limit":
-        limit(a.model, a.mib, a.rounds)
+        limit(a.model, a.mib, a.rounds, a.prompt or 256)
+    elif a.what == "compare":
+        compare(a.model, a.rounds, (a.prompt,) if a.prompt else None)
     else:
-        {"compare": compare, "loaded": loaded, "switch": switch}[a.what](a.model, a.rounds)
+        {"loaded": loaded, "switch": switch}[a.what](a.model, a.rounds)
 
 
 if __name__ == "__main__":

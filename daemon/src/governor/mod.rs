@@ -1,0 +1,3 @@
+//! What the device can afford right now, and the model's size that follows from it.
+
+pub mod sensors;
