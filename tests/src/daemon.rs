@@ -182,6 +182,23 @@ impl Daemon {
         }
     }
 
+    /// Changes a setting, and waits until the daemon has read it.
+    pub fn change(&self, key: &str, value: &str) {
+        let folder = self.folder().join("nestd.toml.d");
+        std::fs::create_dir_all(&folder).expect("the folder is writable");
+        let number = std::fs::read_dir(&folder).map_or(0, Iterator::count);
+        let file = folder.join(format!("{number:03}.toml"));
+        std::fs::write(file, format!("{key} = {value}\n")).expect("the folder is writable");
+        let reloads = || self.log().matches("reloaded").count();
+        let before = reloads();
+        self.signal(Signal::SIGHUP);
+        let began = Instant::now();
+        while reloads() == before {
+            assert!(began.elapsed() < PATIENCE, "not reloaded:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.process.id()).expect("a pid");

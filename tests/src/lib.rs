@@ -11,7 +11,7 @@ mod daemon;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use nestd_client::v1::generate_event::Event;
 use nestd_client::{Client, Error, v1};
 
@@ -47,6 +47,14 @@ pub async fn collect(
         all.push(event?.event.expect("an event has a kind"));
     }
     Ok(all)
+}
+
+/// The text of the events that have come already.
+pub fn so_far(
+    events: &mut (impl Stream<Item = Result<v1::GenerateEvent, Error>> + Unpin),
+) -> String {
+    let ready = std::iter::from_fn(|| events.next().now_or_never().flatten());
+    text(&ready.map(|event| event.unwrap().event.unwrap()).collect::<Vec<_>>())
 }
 
 /// The text in a list of events.

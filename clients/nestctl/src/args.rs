@@ -7,7 +7,8 @@ mod local;
 
 use std::{env, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use nestd_client::v1::Priority;
 use nestd_client::{Bus, DEFAULT_SOCKET};
 
 pub use local::{BenchArgs, InspectArgs, ModelCommand, SynthArgs, SynthQuant, SynthSize};
@@ -203,12 +204,35 @@ pub struct Options {
     /// Make the answer JSON that follows the JSON Schema in this file
     #[arg(long, value_name = "FILE", value_parser = text_of)]
     pub json_schema: Option<String>,
+    /// How urgent it is
+    #[arg(long, value_enum, default_value_t)]
+    pub priority: Urgency,
     /// End the request after this many milliseconds, waiting included
     #[arg(long, value_name = "MS")]
     pub deadline_ms: Option<u64>,
     /// Print no times at the end
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+pub enum Urgency {
+    /// Somebody waits for it: it goes first
+    #[default]
+    Interactive,
+    Normal,
+    /// Nobody waits for it: it stands still while others are answered
+    Background,
+}
+
+impl From<Urgency> for Priority {
+    fn from(urgency: Urgency) -> Self {
+        match urgency {
+            Urgency::Interactive => Self::Interactive,
+            Urgency::Normal => Self::Normal,
+            Urgency::Background => Self::Background,
+        }
+    }
 }
 
 /// What is in a file.

@@ -2,6 +2,7 @@
 //! progress and times to standard error.
 
 use futures::StreamExt;
+use nestd_client::v1::Priority;
 use nestd_client::{
     Client, message,
     v1::{
@@ -49,6 +50,7 @@ pub fn request(options: &Options, turns: &[Message]) -> GenerateRequest {
             stop: options.stop.clone(),
             deadline_ms: options.deadline_ms.unwrap_or_default(),
         }),
+        priority: Priority::from(options.priority).into(),
         json_schema: options.json_schema.clone().unwrap_or_default(),
         ..GenerateRequest::default()
     }

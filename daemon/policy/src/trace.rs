@@ -204,7 +204,7 @@ mod tests {
                     0.0,87.50,false,1500,4000,0.50,0.00,41.00,balanced\n\
                     5.5,,true,,,,,,\n";
         let points = all(text).unwrap();
-        assert_eq!(points[0].snapshot.battery.unwrap().percent, 87.5);
+        assert_eq!(points[0].snapshot.battery.map(|b| b.percent.to_string()), Some("87.5".into()));
         assert_eq!(points[1].at, Duration::from_millis(5500));
         assert_eq!(points[1].snapshot, Snapshot { on_ac: Some(true), ..Snapshot::default() });
         let mut written = Vec::new();

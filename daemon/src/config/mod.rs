@@ -167,6 +167,7 @@ impl Config {
                 load_ms: read.u64("sim.load_ms", 0..=600_000),
                 tokens_per_s: read.f64("sim.tokens_per_s", 0.01..=1e6),
                 prefill_tokens_per_s: read.f64("sim.prefill_tokens_per_s", 0.01..=1e6),
+                elastic: read.bool("sim.elastic"),
             },
         };
         if read.is_fine() && config.limits.default_max_tokens > config.limits.max_tokens {

@@ -5,6 +5,7 @@
 //! is a Hugging Face checkpoint for `mistralrs`. Where both would do, the configuration says.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::{Settings, checkpoint, elastic, sim};
 use crate::types::{EngineKind, Error, ModelInfo};
@@ -16,6 +17,8 @@ pub struct Entry {
     pub model: String,
     /// What the engine opens: the folder or the file; empty for the simulator.
     pub path: PathBuf,
+    /// When the file, or the newest one in the folder, was written last.
+    pub written: Option<SystemTime>,
     /// What its headers say, or why it cannot be used.
     pub info: Result<ModelInfo, Error>,
 }
@@ -84,14 +87,16 @@ impl Catalog {
 
     fn inspect(&self, model: String, path: PathBuf) -> Entry {
         if path.as_os_str().is_empty() {
-            return Entry { model, path, info: Ok(sim::info()) };
+            return Entry { model, path, written: None, info: Ok(sim::info()) };
         }
+        // Before its headers are read: one that is written meanwhile is noticed the next time.
+        let written = written(&path);
         if let Some(file) = self.gguf(&path) {
             let info = elastic::inspect(&model, &file, &self.engine);
-            return Entry { model, path: file, info };
+            return Entry { model, path: file, written, info };
         }
         let info = checkpoint::inspect(&model, &path, self.engine.isq);
-        Entry { model, path, info }
+        Entry { model, path, written, info }
     }
 
     /// The GGUF file to open for a model, if that is how it is run.
@@ -112,6 +117,11 @@ impl Catalog {
         let file = files.find(|path| is_gguf(path))?;
         files.all(|path| !is_gguf(&path)).then_some(file)
     }
+}
+
+fn written(path: &Path) -> Option<SystemTime> {
+    let inside = std::fs::read_dir(path).into_iter().flatten().flatten().map(|item| item.path());
+    inside.chain([path.to_owned()]).filter_map(|path| path.metadata().ok()?.modified().ok()).max()
 }
 
 fn is_gguf(path: &Path) -> bool {

@@ -16,7 +16,7 @@ mod thread;
 mod towers;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use thread::{Handle, Keep, spawn};
 
@@ -76,6 +76,8 @@ pub struct Plan {
     pub model: String,
     /// Its folder or its file; empty for the simulator.
     pub path: PathBuf,
+    /// When its files were written last.
+    pub written: Option<SystemTime>,
     /// What its headers say.
     pub info: ModelInfo,
     /// One of `info.sizes`.
@@ -126,6 +128,8 @@ pub struct SimSettings {
     pub tokens_per_s: f64,
     /// Prefill speed.
     pub prefill_tokens_per_s: f64,
+    /// Whether the size changes between two tokens; else that takes a load.
+    pub elastic: bool,
 }
 
 /// Loads a model, on the calling thread. `progress` is told 0 to 1, as well as it can be known.

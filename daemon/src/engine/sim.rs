@@ -1,6 +1,8 @@
 //! The simulator: an engine without a model, deterministic, at a set speed. Tests of the service and
 //! of both APIs run on it.
 //!
+//! Background requests stand still while an interactive one runs.
+//!
 //! It repeats the last user message word by word; a word with the space behind it is a token. Its
 //! sizes differ in speed only: a token of the small one takes half the time. Sampling has nothing to
 //! choose from.
@@ -8,7 +10,9 @@
 use std::time::{Duration, Instant};
 
 use super::{Engine, Job, Plan, SimSettings, Step};
-use crate::types::{EngineKind, Error, FinishReason, Loaded, Message, ModelInfo, Role, SizeInfo};
+use crate::types::{
+    EngineKind, Error, FinishReason, Loaded, Message, ModelInfo, Priority, Role, SizeInfo,
+};
 
 /// The simulator's model, size names and context.
 pub const MODEL: &str = "sim";
@@ -124,11 +128,19 @@ impl Engine for Sim {
 
     fn step(&mut self) -> Step {
         let now = Instant::now();
-        let mut index = 0;
+        let priority = |running: &Running| running.job.request.priority;
+        let urgent = self.running.iter().any(|r| priority(r) == Priority::Interactive);
+        let stands = |running: &Running| urgent && priority(running) == Priority::Background;
+        let (mut index, mut ended) = (0, false);
         while let Some(running) = self.running.get_mut(index) {
-            let ended = running.job.sink.cancelled().is_cancelled();
-            if ended {
+            if running.job.sink.cancelled().is_cancelled() {
                 self.running.swap_remove(index);
+                ended = true;
+                continue;
+            }
+            if stands(running) {
+                running.due = running.due.max(now);
+                index += 1;
                 continue;
             }
             match running.advance(now, self.prefill, self.decode) {
@@ -138,10 +150,16 @@ impl Engine for Sim {
                         self.running.swap_remove(index);
                     drop(place);
                     sink.finish(reason);
+                    ended = true;
                 }
             }
         }
-        match self.running.iter().map(|running| running.due).min() {
+        if ended {
+            // Who stood still may move on.
+            return Step::Ready;
+        }
+        let moving = self.running.iter().filter(|running| !stands(running));
+        match moving.map(|running| running.due).min() {
             None => Step::Idle,
             // A cancelled job is noticed within 20 ms even at a token a minute.
             Some(due) => Step::Wait(
@@ -151,6 +169,9 @@ impl Engine for Sim {
     }
 
     fn switch(&mut self, size: &str, reason: &str) -> Option<()> {
+        if !self.speeds.elastic {
+            return None;
+        }
         let (_, cost) = SIZES.iter().find(|(name, _)| *name == size)?;
         for running in &self.running {
             running.job.sink.size_changed(&self.loaded.size, size, reason);

@@ -82,6 +82,7 @@ impl Service {
         let plan = Plan {
             model: entry.model,
             path: entry.path,
+            written: entry.written,
             info,
             size,
             settings: settings.catalog.engine.clone(),
@@ -99,11 +100,14 @@ impl Service {
         Ok(events)
     }
 
-    /// Changes only the size, between two tokens of the running requests, where the engine can. False
-    /// if the plan takes a load.
+    /// Does nothing where the plan is what is loaded, and changes only the size, between two tokens of
+    /// the running requests, where that is all and the engine can. False if the plan takes a load.
     async fn switch(&self, plan: &Plan) -> Result<bool, Error> {
-        let Some(old) = self.loaded() else { return Ok(false) };
-        if old.model != plan.model || old.engine != plan.info.engine || old.size == plan.size {
+        let Some(old) = self.held() else { return Ok(false) };
+        if old == *plan {
+            return Ok(true);
+        }
+        if old != (Plan { size: old.size.clone(), ..plan.clone() }) {
             return Ok(false);
         }
         self.fit(plan, &self.settings())?;
@@ -119,7 +123,7 @@ impl Service {
             us = began.elapsed().as_micros(),
             "size changed"
         );
-        self.held_mib.store(memory_of(plan), Ordering::Relaxed);
+        self.hold(Some(plan.clone()));
         self.status.send_modify(|status| status.loaded = Some(loaded));
         Ok(true)
     }
@@ -143,6 +147,7 @@ impl Service {
                 return unloaded;
             }
             tracing::info!(model = loaded.model, "unloaded");
+            service.hold(None);
             service.status.send_modify(|status| status.loaded = None);
             let problem = "it was unloaded on request; load one with `nestctl load`".into();
             service.settle(Some(&Error::ModelNotLoaded { problem }));
@@ -215,6 +220,7 @@ impl Service {
         self.wait_idle(settings).await?;
         let keep = self.fit(&plan, settings)?;
         if keep == Keep::Nothing {
+            self.hold(None);
             self.status.send_modify(|status| status.loaded = None);
         }
         let status = self.status.clone();
@@ -226,8 +232,7 @@ impl Service {
                 status.send_modify(|status| status.loading_fraction = fraction.clamp(0.0, 1.0));
             }
         };
-        let need_mib = memory_of(&plan);
-        let load = self.engine.load(plan, keep, Box::new(progress));
+        let load = self.engine.load(plan.clone(), keep, Box::new(progress));
         tokio::pin!(load);
         let mut status = self.status.subscribe();
         let loaded = loop {
@@ -238,7 +243,7 @@ impl Service {
                 }
             }
         };
-        self.held_mib.store(need_mib, Ordering::Relaxed);
+        self.hold(Some(plan));
         self.status.send_modify(|status| status.loaded = Some(loaded));
         self.apply_limits();
         Ok(())
@@ -247,10 +252,7 @@ impl Service {
     /// Whether the plan fits beside the model that is loaded, or in its place, or not at all.
     fn fit(&self, plan: &Plan, settings: &Settings) -> Result<Keep, Error> {
         let need_mib = memory_of(plan);
-        let held_mib = match self.loaded() {
-            Some(_) => self.held_mib.load(Ordering::Relaxed),
-            None => 0,
-        };
+        let held_mib = self.held().as_ref().map_or(0, memory_of);
         let limit_mib = if settings.memory_mib == 0 { u64::MAX } else { settings.memory_mib };
         let free_mib = memory::available_mib();
         if need_mib <= free_mib.min(limit_mib.saturating_sub(held_mib)) {
@@ -262,6 +264,14 @@ impl Service {
         }
         let (model, size) = (plan.model.clone(), plan.size.clone());
         Err(Error::InsufficientMemory { model, size, need_mib, available_mib })
+    }
+
+    fn held(&self) -> Option<Plan> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn hold(&self, plan: Option<Plan>) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = plan;
     }
 
     /// Lets running requests end; gives up after the drain time, and leaves them running.

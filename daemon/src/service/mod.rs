@@ -15,10 +15,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::engine::catalog::Catalog;
-use crate::engine::{Handle, Job};
+use crate::engine::{Handle, Job, Plan};
 use crate::stream::{self, Events, Sink, Stopper};
 use crate::types::{
-    Client, Error, GenerateRequest, Limits, Loaded, Message, State, Status, check_messages,
+    Client, EngineKind, Error, GenerateRequest, Limits, Loaded, Message, State, Status,
+    check_messages,
 };
 use queue::{Gate, Queue, Running, Ticket};
 
@@ -54,8 +55,8 @@ pub struct Service {
     /// Every request that was accepted and has not ended.
     active: Arc<Mutex<HashMap<u64, Stopper>>>,
     next_id: AtomicU64,
-    /// What the loaded model was estimated to take.
-    held_mib: AtomicU64,
+    /// How the model in memory was loaded.
+    held: Mutex<Option<Plan>>,
 }
 
 /// The daemon's state with its load and limits.
@@ -82,8 +83,11 @@ impl Service {
             settings: RwLock::new(Arc::new(settings)),
             queue: Queue::new(
                 Gate::Closed(Error::ModelNotLoaded { problem: problem.clone() }),
-                limits.parallel_requests,
-                limits.queued_requests,
+                queue::Limits {
+                    parallel: limits.parallel_requests,
+                    places: limits.queued_requests,
+                    overtaking: false,
+                },
             ),
             status: watch::Sender::new(Status {
                 state: State::NoModel,
@@ -95,7 +99,7 @@ impl Service {
             changing: Arc::default(),
             active: Arc::default(),
             next_id: AtomicU64::new(1),
-            held_mib: AtomicU64::new(0),
+            held: Mutex::default(),
         })
     }
 
@@ -118,7 +122,13 @@ impl Service {
 
     fn apply_limits(&self) {
         let limits = self.limits();
-        self.queue.set_limits(limits.parallel_requests, limits.queued_requests);
+        let engine = self.status.borrow().loaded.as_ref().map(|loaded| loaded.engine);
+        self.queue.set_limits(queue::Limits {
+            parallel: limits.parallel_requests,
+            places: limits.queued_requests,
+            // mistral.rs cannot let a request stand still.
+            overtaking: matches!(engine, Some(EngineKind::Elastic | EngineKind::Sim)),
+        });
     }
 
     fn settings(&self) -> Arc<Settings> {
@@ -148,7 +158,7 @@ impl Service {
         let settings = self.settings();
         request.check(&settings.limits)?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let ticket = self.queue.enter(id)?;
+        let ticket = self.queue.enter(id, request.priority)?;
         let (sink, events) = stream::channel(id, settings.buffer_bytes);
         let active = Active::enter(&self.active, id, sink.stopper());
         tracing::info!(request = id, %client, messages = request.messages.len(), "accepted");

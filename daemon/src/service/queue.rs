@@ -1,16 +1,20 @@
-//! Who may generate, and who waits: first come, first served, up to the limits.
+//! Who may generate, and who waits: the most urgent first, then first come, first served, up to the limits.
+//! Waiting makes more urgent, so that background work ends some day. An interactive request may take one
+//! place more than there are while a background one runs, on an engine that lets that one stand still.
 //!
 //! A gate stands before the queue: open while a model answers, paused while one is being loaded, and
 //! closed, with the reason, while there is none. The service owns the queue and moves the gate; each
 //! request owns its [`Ticket`], then its [`Running`], whose drops give the place back.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::types::Error;
+use crate::types::{Error, Priority};
+
+/// Waiting for this long makes a request one priority more urgent.
+const AGING: Duration = Duration::from_secs(30);
 
 /// Whether requests may pass.
 #[derive(Clone, Debug)]
@@ -27,22 +31,68 @@ pub(super) struct Queue {
 
 struct Inner {
     gate: Gate,
-    parallel: u32,
-    places: u32,
-    waiting: VecDeque<u64>,
+    limits: Limits,
+    /// In the order of their arrival.
+    waiting: Vec<Waiting>,
     running: u32,
+    /// Of those, at priority background.
+    running_background: u32,
     /// A moving average of how long a request runs, for the time to retry.
     mean: Duration,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// Requests that run at once.
+    pub(super) parallel: u32,
+    /// Requests that wait.
+    pub(super) places: u32,
+    /// Whether the engine lets background requests stand still.
+    pub(super) overtaking: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Waiting {
+    id: u64,
+    priority: Priority,
+    since: Instant,
+}
+
+impl Waiting {
+    /// The lower, the sooner.
+    fn rank(&self, now: Instant) -> u64 {
+        let aged = now.saturating_duration_since(self.since).as_secs() / AGING.as_secs();
+        (self.priority as u64).saturating_sub(aged)
+    }
+}
+
+impl Inner {
+    /// How many are ahead of a waiting request.
+    fn position(&self, id: u64) -> usize {
+        let now = Instant::now();
+        let ahead = |me: &Waiting| {
+            let before = |other: &&Waiting| (other.rank(now), other.id) < (me.rank(now), me.id);
+            self.waiting.iter().filter(before).count()
+        };
+        self.waiting.iter().find(|waiting| waiting.id == id).map_or(0, ahead)
+    }
+
+    fn has_room_for(&self, priority: Priority) -> bool {
+        let extra = self.limits.overtaking
+            && priority == Priority::Interactive
+            && self.running_background > 0;
+        self.running < self.limits.parallel + u32::from(extra)
+    }
+}
+
 impl Queue {
-    pub(super) fn new(gate: Gate, parallel: u32, places: u32) -> Arc<Self> {
+    pub(super) fn new(gate: Gate, limits: Limits) -> Arc<Self> {
         let inner = Inner {
             gate,
-            parallel,
-            places,
-            waiting: VecDeque::new(),
+            limits,
+            waiting: Vec::new(),
             running: 0,
+            running_background: 0,
             mean: Duration::from_secs(2),
         };
         Arc::new(Self { inner: Mutex::new(inner), changed: watch::Sender::new(()) })
@@ -57,11 +107,8 @@ impl Queue {
         self.changed.send_replace(());
     }
 
-    pub(super) fn set_limits(&self, parallel: u32, places: u32) {
-        let mut inner = self.lock();
-        inner.parallel = parallel;
-        inner.places = places;
-        drop(inner);
+    pub(super) fn set_limits(&self, limits: Limits) {
+        self.lock().limits = limits;
         self.changed.send_replace(());
     }
 
@@ -72,24 +119,25 @@ impl Queue {
     }
 
     /// Takes the last place in the queue, or says why there is none.
-    pub(super) fn enter(self: &Arc<Self>, id: u64) -> Result<Ticket, Error> {
+    pub(super) fn enter(self: &Arc<Self>, id: u64, priority: Priority) -> Result<Ticket, Error> {
         let mut inner = self.lock();
         if let Gate::Closed(error) = &inner.gate {
             return Err(error.clone());
         }
-        let free = inner.parallel.saturating_sub(inner.running) + inner.places;
+        let Limits { parallel, places, .. } = inner.limits;
+        let free = parallel.saturating_sub(inner.running) + places;
         if inner.waiting.len() >= free as usize {
-            let mean = inner.mean / inner.parallel.max(1);
+            let mean = inner.mean / parallel.max(1);
             let retry_after_ms = u64::try_from(mean.as_millis()).unwrap_or(u64::MAX);
             return Err(Error::QueueFull {
-                limit: inner.places,
+                limit: places,
                 retry_after_ms: retry_after_ms.clamp(100, 60_000),
             });
         }
-        inner.waiting.push_back(id);
+        inner.waiting.push(Waiting { id, priority, since: Instant::now() });
         drop(inner);
         self.changed.send_replace(());
-        Ok(Ticket { queue: Arc::clone(self), id })
+        Ok(Ticket { queue: Arc::clone(self), id, priority })
     }
 
     /// Returns when nothing runs.
@@ -107,6 +155,7 @@ impl Queue {
 pub(super) struct Ticket {
     queue: Arc<Queue>,
     id: u64,
+    priority: Priority,
 }
 
 impl Ticket {
@@ -117,15 +166,17 @@ impl Ticket {
         loop {
             {
                 let mut inner = self.queue.lock();
-                let position = inner.waiting.iter().position(|id| *id == self.id).unwrap_or(0);
+                let position = inner.position(self.id);
                 match &inner.gate {
                     Gate::Closed(error) => return Err(error.clone()),
-                    Gate::Open if position == 0 && inner.running < inner.parallel => {
+                    Gate::Open if position == 0 && inner.has_room_for(self.priority) => {
+                        let background = self.priority == Priority::Background;
                         inner.running += 1;
+                        inner.running_background += u32::from(background);
                         let queue = Arc::clone(&self.queue);
                         drop(inner);
                         // Dropping `self` leaves the waiting ones, and tells them.
-                        return Ok(Running { queue, since: Instant::now() });
+                        return Ok(Running { queue, background, since: Instant::now() });
                     }
                     Gate::Open | Gate::Paused => {}
                 }
@@ -135,15 +186,16 @@ impl Ticket {
                     moved(position);
                 }
             }
-            // The queue owns the sender and this ticket owns the queue: it cannot be gone.
-            let _ = changed.changed().await;
+            // The queue owns the sender and this ticket owns the queue: it cannot be gone. The order
+            // changes by waiting, too.
+            let _ = tokio::time::timeout(AGING, changed.changed()).await;
         }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.queue.lock().waiting.retain(|id| *id != self.id);
+        self.queue.lock().waiting.retain(|waiting| waiting.id != self.id);
         self.queue.changed.send_replace(());
     }
 }
@@ -151,6 +203,7 @@ impl Drop for Ticket {
 /// A place among those who run.
 pub(super) struct Running {
     queue: Arc<Queue>,
+    background: bool,
     since: Instant,
 }
 
@@ -158,6 +211,8 @@ impl Drop for Running {
     fn drop(&mut self) {
         let mut inner = self.queue.lock();
         inner.running = inner.running.saturating_sub(1);
+        let background = u32::from(self.background);
+        inner.running_background = inner.running_background.saturating_sub(background);
         inner.mean = (inner.mean * 7 + self.since.elapsed()) / 8;
         drop(inner);
         self.queue.changed.send_replace(());
@@ -168,13 +223,17 @@ impl Drop for Running {
 mod tests {
     use super::*;
 
+    fn queue(gate: Gate, parallel: u32, places: u32) -> Arc<Queue> {
+        Queue::new(gate, Limits { parallel, places, overtaking: true })
+    }
+
     #[tokio::test]
     async fn first_come_first_served_up_to_the_limits() {
-        let queue = Queue::new(Gate::Open, 1, 2);
-        let first = queue.enter(1).unwrap().turn(|_| {}).await.unwrap();
-        let second = queue.enter(2).unwrap();
-        let third = queue.enter(3).unwrap();
-        assert!(matches!(queue.enter(4), Err(Error::QueueFull { limit: 2, .. })));
+        let queue = queue(Gate::Open, 1, 2);
+        let first = queue.enter(1, Priority::Normal).unwrap().turn(|_| {}).await.unwrap();
+        let second = queue.enter(2, Priority::Normal).unwrap();
+        let third = queue.enter(3, Priority::Normal).unwrap();
+        assert!(matches!(queue.enter(4, Priority::Normal), Err(Error::QueueFull { limit: 2, .. })));
         assert_eq!(queue.counts(), (1, 2));
 
         let mut positions = Vec::new();
@@ -197,20 +256,69 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_gate_ends_those_who_wait() {
-        let queue = Queue::new(Gate::Paused, 1, 1);
-        let turn = queue.enter(1).unwrap().turn(|_| {});
+        let queue = queue(Gate::Paused, 1, 1);
+        let turn = queue.enter(1, Priority::Normal).unwrap().turn(|_| {});
         tokio::pin!(turn);
         assert!(futures::poll!(&mut turn).is_pending());
         queue.set_gate(Gate::Closed(Error::ShuttingDown));
         assert_eq!(turn.await.err(), Some(Error::ShuttingDown));
-        assert!(matches!(queue.enter(2), Err(Error::ShuttingDown)));
+        assert!(matches!(queue.enter(2, Priority::Normal), Err(Error::ShuttingDown)));
         assert_eq!(queue.counts(), (0, 0));
     }
 
     #[tokio::test]
     async fn a_ticket_that_is_dropped_leaves_the_queue() {
-        let queue = Queue::new(Gate::Paused, 1, 1);
-        drop(queue.enter(1).unwrap().turn(|_| {}));
+        let queue = queue(Gate::Paused, 1, 1);
+        drop(queue.enter(1, Priority::Normal).unwrap().turn(|_| {}));
         assert_eq!(queue.counts(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn the_most_urgent_goes_first() {
+        let queue = queue(Gate::Paused, 1, 4);
+        let enter = |id, priority| {
+            let ticket = queue.enter(id, priority).unwrap();
+            async move { ticket.turn(|_| {}).await.unwrap() }
+        };
+        let background = enter(1, Priority::Background);
+        let normal = enter(2, Priority::Normal);
+        let interactive = enter(3, Priority::Interactive);
+        tokio::pin!(background, normal, interactive);
+        assert!(futures::poll!(&mut background).is_pending());
+        assert!(futures::poll!(&mut normal).is_pending());
+        queue.set_gate(Gate::Open);
+        assert!(futures::poll!(&mut background).is_pending());
+        assert!(futures::poll!(&mut normal).is_pending());
+        drop(interactive.await);
+        assert!(futures::poll!(&mut background).is_pending());
+        drop(normal.await);
+        drop(background.await);
+    }
+
+    #[tokio::test]
+    async fn an_interactive_request_needs_no_place_of_a_background_one() {
+        for overtaking in [true, false] {
+            let queue = Queue::new(Gate::Open, Limits { parallel: 1, places: 4, overtaking });
+            let running = queue.enter(1, Priority::Background).unwrap().turn(|_| {}).await.unwrap();
+            let normal = queue.enter(2, Priority::Normal).unwrap().turn(|_| {});
+            let first = queue.enter(3, Priority::Interactive).unwrap().turn(|_| {});
+            let second = queue.enter(4, Priority::Interactive).unwrap().turn(|_| {});
+            tokio::pin!(normal, first, second);
+            assert!(futures::poll!(&mut normal).is_pending());
+            assert_eq!(futures::poll!(&mut first).is_ready(), overtaking);
+            assert!(futures::poll!(&mut second).is_pending(), "one place, not more");
+            drop(running);
+        }
+    }
+
+    #[test]
+    fn waiting_makes_more_urgent() {
+        let since = Instant::now();
+        let rank = |priority, seconds| {
+            Waiting { id: 1, priority, since }.rank(since + Duration::from_secs(seconds))
+        };
+        assert!(rank(Priority::Normal, 0) < rank(Priority::Background, 29));
+        assert_eq!(rank(Priority::Normal, 0), rank(Priority::Background, 31));
+        assert_eq!(rank(Priority::Interactive, 0), rank(Priority::Background, 3600));
     }
 }

@@ -11,5 +11,5 @@ pub use error::{Detail, Error};
 pub use event::{Event, FinishReason, Finished, Timings, Usage};
 pub use model::{EngineKind, Loaded, ModelInfo, SizeInfo, State, Status};
 pub use request::{
-    GenerateRequest, Limits, Message, Part, Role, Sampling, Stopping, check_messages,
+    GenerateRequest, Limits, Message, Part, Priority, Role, Sampling, Stopping, check_messages,
 };

@@ -81,6 +81,33 @@ pub struct Stopping {
     pub deadline_ms: u64,
 }
 
+/// How urgent a request is. The order is that of urgency.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// A person waits for it: it goes first, and background work stands still meanwhile.
+    Interactive,
+    /// The default.
+    #[default]
+    Normal,
+    /// Nobody waits for it.
+    Background,
+}
+
+impl Priority {
+    /// Every one, the most urgent first.
+    pub const ALL: [Self; 3] = [Self::Interactive, Self::Normal, Self::Background];
+
+    /// The name on D-Bus.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Interactive => "interactive",
+            Self::Normal => "normal",
+            Self::Background => "background",
+        }
+    }
+}
+
 /// A request for text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerateRequest {
@@ -92,6 +119,8 @@ pub struct GenerateRequest {
     pub stopping: Stopping,
     /// A JSON Schema, as JSON, that the answer follows.
     pub json_schema: Option<String>,
+    /// How urgent it is.
+    pub priority: Priority,
 }
 
 /// What a request may ask for, from the configuration.
@@ -251,6 +280,7 @@ mod tests {
             sampling: Sampling::default(),
             stopping: Stopping::default(),
             json_schema: None,
+            priority: Priority::Normal,
         }
     }
 

@@ -4,10 +4,12 @@ use std::io::Read;
 use std::os::fd::AsFd;
 
 use futures::StreamExt;
-use nestd_client::v1::{self, FinishReason, GenerateRequest, Role, Sampling, Stopping};
+use nestd_client::v1::{
+    self, ErrorReason, FinishReason, GenerateRequest, Priority, Role, Sampling, Stopping,
+};
 use nestd_client::{Client, ask, message};
 use nestd_proto::v1::generate_event::Event;
-use nestd_tests::{Builder, Daemon, collect, finished, text, until};
+use nestd_tests::{Builder, Daemon, collect, finished, so_far, text, until};
 
 fn words(count: u32) -> String {
     (0..count).fold(String::new(), |text, number| text + &format!("word{number} "))
@@ -247,7 +249,6 @@ async fn what_a_later_version_brings_is_refused_by_name() {
     };
     for (what, request) in [
         ("session", request(|request| request.session = "s".into())),
-        ("priority", request(|request| request.priority = 1)),
         ("tools", request(|request| request.tools.push(v1::Tool::default()))),
         ("messages[0].parts[1].image", request(image)),
     ] {
@@ -305,4 +306,35 @@ async fn signals_of_a_request_go_to_its_caller_alone() {
         changed.extend(properties);
     }
     assert_eq!(<&str>::try_from(&*changed["ActiveSize"]).unwrap(), "small");
+}
+
+#[tokio::test]
+async fn an_interactive_request_goes_first_and_background_work_stands_still() {
+    let daemon = Builder::sim().set("limits.parallel_requests", "1").start();
+    for (name, client) in daemon.both().await {
+        let request = |text: &str, priority: Priority| {
+            let mut request = ask(text);
+            request.priority = priority.into();
+            request
+        };
+        let words = "word ".repeat(40);
+        let mut background = client.generate(request(&words, Priority::Background)).await.unwrap();
+        until(&client, |status| status.running_requests == 1).await;
+        // One place, and it is taken: a normal request waits, an interactive one does not.
+        let normal = client.generate(request("one", Priority::Normal)).await.unwrap();
+        let interactive = client.generate(request(&words, Priority::Interactive)).await.unwrap();
+        let interactive = collect(interactive).await.unwrap();
+        assert_eq!(text(&interactive), words, "{name}");
+        let before = so_far(&mut background);
+        assert!(before.len() < words.len() / 2, "{name}: it stood still, but for {before:?}");
+        assert_eq!(text(&collect(normal).await.unwrap()), "one", "{name}");
+        let rest = collect(background).await.unwrap();
+        assert_eq!(before + &text(&rest), words, "{name}: all tokens there");
+
+        let mut wrong = ask("hello");
+        wrong.priority = 77;
+        let refused = client.generate(wrong).await.err().unwrap();
+        assert_eq!(refused.reason(), Some(ErrorReason::InvalidArgument), "{name}");
+        assert!(refused.to_string().starts_with("priority"), "{name}: {refused}");
+    }
 }

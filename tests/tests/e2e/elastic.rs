@@ -2,17 +2,21 @@
 
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use futures::StreamExt;
 use nestd_client::v1::{
-    ErrorReason, FinishReason, Role, Sampling, State, Stopping, generate_event::Event,
+    ErrorReason, FinishReason, Priority, Role, Sampling, State, Stopping, generate_event::Event,
 };
 use nestd_client::{Client, ask, message};
-use nestd_tests::{Builder, Daemon, collect, finished, project, text, until};
+use nestd_tests::{Builder, Daemon, collect, finished, project, so_far, text, until};
 use tempfile::TempDir;
 
 const QUESTION: &str = "What is the capital of France?";
 const ANSWER: &str = "The capital of France is Paris.";
+
+/// An answer to it does not end early.
+const LONG: &str = r#"{"type": "string", "minLength": 600}"#;
 
 /// A folder of models with the demo model's file and table of sizes.
 fn models() -> (TempDir, PathBuf) {
@@ -89,10 +93,13 @@ async fn the_size_changes_in_the_middle_of_an_answer() {
     let (_folder, _, daemon, client) = demo().await;
     let sizes = client.status().await.unwrap().available_sizes;
     for (name, client) in daemon.both().await {
-        let answer = collect(client.generate(rambling(1500)).await.unwrap());
+        let mut request = rambling(1500);
+        request.json_schema = LONG.into();
+        let answer = collect(client.generate(request).await.unwrap());
         let switches = async {
             for size in sizes.iter().rev().cycle() {
                 switch(&client, size).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         let told = tokio::select! {
@@ -273,4 +280,36 @@ async fn a_file_that_is_damaged_or_cut_is_told_and_the_daemon_stays() {
     assert_eq!(broken.reason(), Some(ErrorReason::ModelInvalid), "{broken}");
     assert!(broken.to_string().contains("changed"), "{broken}");
     assert_eq!(client.status().await.unwrap().state(), State::Ready);
+
+    // Mended again: the same size of a file that was written since is a load, not nothing.
+    std::fs::write(&file, &whole).unwrap();
+    switch(&client, "").await;
+    let events = collect(client.generate(ask(QUESTION)).await.unwrap()).await.unwrap();
+    assert_eq!(text(&events), ANSWER);
+}
+
+#[tokio::test]
+async fn background_work_stands_still_while_an_interactive_request_runs() {
+    let (folder, _) = models();
+    let daemon = builder(&folder).set("limits.parallel_requests", "1").start();
+    for (name, client) in daemon.both().await {
+        until(&client, |status| status.state() == State::Ready).await;
+        let request = |priority: Priority| {
+            let mut request = rambling(1500);
+            request.json_schema = LONG.into();
+            request.priority = priority.into();
+            request
+        };
+        let mut background = client.generate(request(Priority::Background)).await.unwrap();
+        until(&client, |status| status.running_requests == 1).await;
+        let urgent = client.generate(request(Priority::Interactive)).await.unwrap();
+        let urgent = collect(urgent).await.unwrap();
+        let before = so_far(&mut background);
+        let rest = text(&collect(background).await.unwrap());
+        assert!(before.len() < rest.len(), "{name}: {} and {}", before.len(), rest.len());
+        for answer in [before + &rest, text(&urgent)] {
+            let whole: String = serde_json::from_str(&answer).expect("the whole answer");
+            assert!(whole.chars().count() >= 600, "{name}: {whole}");
+        }
+    }
 }

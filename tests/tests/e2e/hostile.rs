@@ -85,7 +85,7 @@ fn malformed(random: &mut StdRng) -> Vec<u8> {
             let stop = (0..random.random_range(9..100)).map(|_| long(random)).collect();
             request.stopping = Some(v1::Stopping { stop, ..Default::default() });
         }
-        6 => request.priority = random.random_range(1..i32::MAX),
+        6 => request.priority = random.random_range(4..i32::MAX),
         7 => {
             let max_tokens = random.random_range(100_000..u32::MAX);
             request.stopping = Some(v1::Stopping { max_tokens, ..Default::default() });

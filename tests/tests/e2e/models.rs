@@ -16,6 +16,11 @@ async fn load(client: &Client, model: &str, size: &str) -> Result<Vec<f64>, Erro
     Ok(fractions)
 }
 
+/// A simulator whose sizes take a load, as mistralrs's do.
+fn by_load() -> Builder {
+    Builder::sim().set("sim.elastic", "false")
+}
+
 #[tokio::test]
 async fn sizes_are_switched_and_the_answers_say_so() {
     let daemon = Builder::sim().start();
@@ -41,17 +46,16 @@ async fn sizes_are_switched_and_the_answers_say_so() {
 
 #[tokio::test]
 async fn requests_wait_for_a_load_and_see_it() {
-    let daemon = Builder::sim().set("sim.load_ms", "1500").start();
-    for (name, client) in daemon.both().await {
+    let daemon = by_load().set("sim.load_ms", "1500").start();
+    for ((name, client), size) in daemon.both().await.into_iter().zip(["small", "large"]) {
         until(&client, |status| status.state() == State::Ready).await;
-        // The size in use again: another one would be no load for the simulator.
-        let mut progress = client.load("", "large").await.unwrap();
+        let mut progress = client.load("", size).await.unwrap();
         assert!(progress.next().await.unwrap().unwrap() < 1.0, "{name}");
         let status = client.status().await.unwrap();
         assert_eq!((status.state(), status.model.as_str()), (State::Loading, "sim"), "{name}");
         let counted = client.count_tokens(ask("hello").messages).await.unwrap_err();
         assert_eq!(counted.reason(), Some(ErrorReason::Busy), "{name}");
-        let twice = client.load("", "large").await.err().unwrap();
+        let twice = client.load("", size).await.err().unwrap();
         assert_eq!(twice.reason(), Some(ErrorReason::Busy), "{name}");
         assert!(twice.retry_after().is_some(), "{name}");
 
@@ -59,7 +63,7 @@ async fn requests_wait_for_a_load_and_see_it() {
         let loading = events.iter().filter(|event| matches!(event, Event::Loading(_))).count();
         assert!(loading >= 2, "{name}: {events:?}");
         assert_eq!(text(&events), "hello", "{name}");
-        assert_eq!(finished(&events).sizes, ["large"], "{name}");
+        assert_eq!(finished(&events).sizes, [size], "{name}");
         let fractions: Vec<f64> = progress.map(Result::unwrap).collect().await;
         assert_eq!(fractions.last(), Some(&1.0), "{name}");
     }
@@ -67,24 +71,21 @@ async fn requests_wait_for_a_load_and_see_it() {
 
 #[tokio::test]
 async fn a_load_waits_for_running_requests_or_gives_up() {
-    let daemon = Builder::sim().set("limits.drain_ms", "1000").start();
-    for (name, client) in daemon.both().await {
+    let daemon = by_load().set("limits.drain_ms", "1000").start();
+    let sizes = [("small", "large"), ("large", "small")];
+    for ((name, client), (to, other)) in daemon.both().await.into_iter().zip(sizes) {
         let answer = client.generate(ask("word ".repeat(20))).await.unwrap();
-        let fractions = load(&client, "", "large").await.unwrap();
+        let fractions = load(&client, "", to).await.unwrap();
         assert_eq!(fractions.last(), Some(&1.0), "{name}");
         let events = collect(answer).await.unwrap();
         assert_eq!(text(&events), "word ".repeat(20), "{name}: all tokens there");
 
         let answer = client.generate(ask("word ".repeat(400))).await.unwrap();
         until(&client, |status| status.running_requests == 1).await;
-        let refused = load(&client, "", "large").await.unwrap_err();
+        let refused = load(&client, "", other).await.unwrap_err();
         assert_eq!(refused.reason(), Some(ErrorReason::Busy), "{name}");
         let status = client.status().await.unwrap();
-        assert_eq!(
-            (status.state(), status.active_size.as_str()),
-            (State::Ready, "large"),
-            "{name}"
-        );
+        assert_eq!((status.state(), status.active_size.as_str()), (State::Ready, to), "{name}");
         assert_eq!(status.running_requests, 1, "{name}: the request runs on");
         drop(answer);
         until(&client, |status| status.running_requests == 0).await;
@@ -138,14 +139,14 @@ async fn too_little_memory_is_told_before_loading() {
 
 #[tokio::test]
 async fn watchers_see_every_state() {
-    let daemon = Builder::sim().set("sim.load_ms", "300").start();
-    for (name, client) in daemon.both().await {
+    let daemon = by_load().set("sim.load_ms", "300").start();
+    for ((name, client), size) in daemon.both().await.into_iter().zip(["small", "large"]) {
         until(&client, |status| status.state() == State::Ready).await;
         let mut reports = client.watch_status().await.unwrap();
         let first: v1::StatusReport = reports.next().await.unwrap().unwrap();
         assert_eq!(first.state(), State::Ready, "{name}");
         let other = client.clone();
-        let load = tokio::spawn(async move { load(&other, "", &first.active_size).await });
+        let load = tokio::spawn(async move { load(&other, "", size).await });
         let mut states = Vec::new();
         let seen = async {
             while let Some(report) = reports.next().await {
@@ -180,4 +181,23 @@ async fn a_size_that_takes_no_load_changes_in_the_middle_of_an_answer() {
         assert_eq!((change.to.as_str(), change.reason.is_empty()), (to, false), "{name}");
         assert_eq!(finished(&events).sizes, [change.from.clone(), to.to_owned()], "{name}");
     }
+}
+
+#[tokio::test]
+async fn loading_what_is_loaded_does_nothing_until_its_settings_change() {
+    let daemon = Builder::sim().set("sim.load_ms", "500").start();
+    for (name, client) in daemon.both().await {
+        until(&client, |status| status.state() == State::Ready).await;
+        let answer = client.generate(ask("word ".repeat(40))).await.unwrap();
+        until(&client, |status| status.running_requests == 1).await;
+        assert_eq!(load(&client, "sim", "large").await.unwrap(), [1.0], "{name}");
+        assert_eq!(client.status().await.unwrap().running_requests, 1, "{name}: it runs on");
+        assert_eq!(text(&collect(answer).await.unwrap()), "word ".repeat(40), "{name}");
+    }
+    daemon.change("model.context_tokens", "1000");
+    let client = daemon.grpc().await;
+    until(&client, |status| status.state() == State::Ready).await;
+    let fractions = load(&client, "sim", "large").await.unwrap();
+    assert!(fractions.len() > 2, "a load: {fractions:?}");
+    assert_eq!(client.status().await.unwrap().limits.unwrap().context_tokens, 1000);
 }

@@ -9,8 +9,8 @@ use zbus::{OwnedVariant, Str, Variant};
 use crate::api::later;
 use crate::service::{Listed, Report};
 use crate::types::{
-    EngineKind, Error, FinishReason, Finished, Message, Part, Role, Sampling, State, Status,
-    Stopping,
+    EngineKind, Error, FinishReason, Finished, Message, Part, Priority, Role, Sampling, State,
+    Status, Stopping,
 };
 
 /// A conversation: `a(sa(sv))`.
@@ -57,12 +57,13 @@ pub(super) struct Decoded {
     pub(super) sampling: Sampling,
     pub(super) stopping: Stopping,
     pub(super) json_schema: Option<String>,
+    pub(super) priority: Priority,
     pub(super) handle_token: Option<String>,
 }
 
 pub(super) fn options(options: Options) -> Result<Decoded, Error> {
     let mut decoded = Decoded::default();
-    let Decoded { sampling, stopping, json_schema, handle_token } = &mut decoded;
+    let Decoded { sampling, stopping, json_schema, priority, handle_token } = &mut decoded;
     for (key, value) in options {
         match key.as_str() {
             "temperature" => sampling.temperature = Some(take(&key, value)?),
@@ -78,13 +79,21 @@ pub(super) fn options(options: Options) -> Result<Decoded, Error> {
             "deadline_ms" => stopping.deadline_ms = take(&key, value)?,
             "json_schema" => *json_schema = Some(take(&key, value)?),
             "handle_token" => *handle_token = Some(take(&key, value)?),
-            "session" | "priority" | "tools" => {
+            "priority" => *priority = urgency(&take::<String>(&key, value)?)?,
+            "session" | "tools" => {
                 return Err(later(key));
             }
             _ => return Err(unknown(key)),
         }
     }
     Ok(decoded)
+}
+
+fn urgency(name: &str) -> Result<Priority, Error> {
+    Priority::ALL.into_iter().find(|priority| priority.name() == name).ok_or_else(|| {
+        let names = Priority::ALL.map(|priority| format!("{:?}", priority.name()));
+        Error::invalid("priority", format!("{name:?} is not one of {}", names.join(", ")))
+    })
 }
 
 /// What the options of `LoadModel` say: the size, and the handle token.

@@ -145,6 +145,7 @@ impl Manager {
             messages: convert::messages(messages)?,
             sampling: options.sampling,
             json_schema: options.json_schema,
+            priority: options.priority,
             stopping: options.stopping,
         };
         let (handle, client) = self.caller(options.handle_token, header, connection).await?;

@@ -6,16 +6,14 @@ use nestd_proto::v1;
 use crate::api::later;
 use crate::service::{Listed, Report};
 use crate::types::{
-    Error, Event, FinishReason, Finished, GenerateRequest, Message, Part, Role, Sampling, State,
-    Stopping,
+    Error, Event, FinishReason, Finished, GenerateRequest, Message, Part, Priority, Role, Sampling,
+    State, Stopping,
 };
 
 pub(super) fn request(request: v1::GenerateRequest) -> Result<GenerateRequest, Error> {
-    for (set, name) in [
-        (!request.session.is_empty(), "session"),
-        (request.priority != 0, "priority"),
-        (!request.tools.is_empty(), "tools"),
-    ] {
+    for (set, name) in
+        [(!request.session.is_empty(), "session"), (!request.tools.is_empty(), "tools")]
+    {
         if set {
             return Err(later(name));
         }
@@ -38,6 +36,15 @@ pub(super) fn request(request: v1::GenerateRequest) -> Result<GenerateRequest, E
             max_tokens: stopping.max_tokens,
             stop: stopping.stop,
             deadline_ms: stopping.deadline_ms,
+        },
+        priority: match v1::Priority::try_from(request.priority) {
+            Ok(v1::Priority::Unspecified | v1::Priority::Normal) => Priority::Normal,
+            Ok(v1::Priority::Interactive) => Priority::Interactive,
+            Ok(v1::Priority::Background) => Priority::Background,
+            Err(_) => {
+                let problem = format!("{} is not a priority", request.priority);
+                return Err(Error::invalid("priority", problem));
+            }
         },
         json_schema: Some(request.json_schema).filter(|schema| !schema.is_empty()),
     })

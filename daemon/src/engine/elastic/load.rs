@@ -99,7 +99,9 @@ pub fn inspect(
     engine: &super::super::Settings,
 ) -> Result<ModelInfo, Error> {
     let invalid = |problem: Problem| invalid(model, &problem);
-    let (settings, parallel) = (&engine.elastic, u64::from(engine.parallel_requests));
+    let settings = &engine.elastic;
+    // One more: an interactive request runs beside background ones that stand still.
+    let parallel = u64::from(engine.parallel_requests) + 1;
     let opened = Model::open(path).map_err(invalid)?;
     let header = Header::read(opened.map().bytes()).map_err(invalid)?;
     let context = context(&opened, engine.context_tokens);
@@ -169,13 +171,15 @@ impl Elastic {
         model.read_ahead_all(&slice);
         Ok(Self {
             loaded,
-            model,
-            text: Text::new(chat),
+            model: Arc::new(model),
+            text: Arc::new(Text::new(chat)),
             runner,
             rungs,
             slice,
             store: settings.store,
             prefixes: Prefixes::new(settings.prefix_cache_mib << 20),
+            compiling: Vec::new(),
+            steps: 0,
             running: Vec::new(),
             switched: None,
         })

@@ -2,19 +2,26 @@
 //!
 //! The engine thread itself computes, with the pool's threads. A step is one pass over the weights: a
 //! chunk of the prompt of the first request that is not done reading, and the next token of every
-//! request that is. So a cancelled request ends within a token or a chunk, and a change of the size
-//! takes effect with the next step: the KV caches serve all sizes.
+//! request that is; background requests stand still while an interactive one runs. So a cancelled request
+//! ends within a token or a chunk, an interactive one begins with the next step, and a change of the size
+//! takes effect there too: the KV caches serve all sizes.
+//!
+//! What takes longer than a step has a thread of its own: reading a JSON Schema, and giving memory back
+//! after a change of the size.
 
 mod load;
 mod prefix;
 mod request;
 
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use nestd_elastic::forward::{Logits, Part, Runner};
 use nestd_elastic::kv::{SLACK, Shape, Store};
 use nestd_elastic::model::Model;
 use nestd_elastic::sizes::Slice;
+use nestd_elastic::text::constrain::Constraint;
 
 pub use load::{Settings, inspect};
 
@@ -22,7 +29,7 @@ use self::load::{Rung, Text};
 use self::prefix::Prefixes;
 use self::request::{Outcome, Running, Start};
 use super::{Engine, Job, Step};
-use crate::types::{Error, GenerateRequest, Loaded, Message};
+use crate::types::{Error, GenerateRequest, Loaded, Message, Priority};
 
 /// Prompt tokens in a step when nobody else waits for a token, and when somebody does.
 const CHUNK: usize = SLACK;
@@ -30,21 +37,34 @@ const SHARED_CHUNK: usize = 32;
 /// How long a size is in use before the memory of what it does not read is given back: bringing it in
 /// again costs more than keeping it for a moment.
 const SETTLED: Duration = Duration::from_secs(2);
+/// While an interactive request runs, background ones take part in one step of so many: they end some day.
+const BACKGROUND_STEP: u32 = 16;
+/// How often a schema that is being read is asked for, when nothing else is to do.
+const COMPILING: Duration = Duration::from_millis(2);
 
 /// A loaded model.
 pub struct Elastic {
     loaded: Loaded,
-    model: Model,
-    text: Text,
+    model: Arc<Model>,
+    text: Arc<Text>,
     runner: Runner,
     rungs: Vec<Rung>,
     /// The size in use.
     slice: Slice,
     store: Store,
     prefixes: Prefixes,
+    /// Requests whose JSON Schema is being read.
+    compiling: Vec<Compiling>,
     running: Vec<Running>,
+    /// Steps so far.
+    steps: u32,
     /// When the size was changed, until its memory was given back.
     switched: Option<Instant>,
+}
+
+struct Compiling {
+    job: Job,
+    result: Receiver<Result<Constraint, Error>>,
 }
 
 impl Engine for Elastic {
@@ -53,18 +73,26 @@ impl Engine for Elastic {
     }
 
     fn start(&mut self, job: Job) {
-        match self.accept(&job.request) {
-            Ok(start) => {
-                job.sink.size(&self.loaded.size);
-                self.running.push(Running::new(job, start, &self.text));
-            }
-            Err(error) => job.sink.fail(error),
+        let Some(schema) = job.request.json_schema.clone() else {
+            return self.begin(job, None);
+        };
+        let (reply, result) = sync_channel(1);
+        let text = Arc::clone(&self.text);
+        let read = move || {
+            // Nobody waits for it any more when the request was cancelled.
+            let _ = reply.send(text.constraint(&schema));
+        };
+        match std::thread::Builder::new().name("nestd-schema".into()).spawn(read) {
+            Ok(_) => self.compiling.push(Compiling { job, result }),
+            Err(error) => job.sink.fail(Error::Internal(format!("a thread: {error}"))),
         }
     }
 
     fn step(&mut self) -> Step {
         // Dropping a request's sink tells its reader the cause.
         self.running.retain(|running| !running.sink().cancelled().is_cancelled());
+        self.compiling.retain(|compiling| !compiling.job.sink.cancelled().is_cancelled());
+        self.collect();
         if !self.running.is_empty()
             && let Err(error) = self.compute()
         {
@@ -73,11 +101,12 @@ impl Engine for Elastic {
             let error = Error::ModelInvalid { model, problem };
             self.running.drain(..).for_each(|running| running.fail(error.clone()));
         }
-        match (self.running.is_empty(), self.tidy()) {
-            (false, _) => Step::Ready,
-            (true, Some(time)) => Step::Wait(time),
-            (true, None) => Step::Idle,
+        let tidy = self.tidy();
+        if !self.running.is_empty() {
+            return Step::Ready;
         }
+        let compiling = (!self.compiling.is_empty()).then_some(COMPILING);
+        compiling.into_iter().chain(tidy).min().map_or(Step::Idle, Step::Wait)
     }
 
     fn switch(&mut self, size: &str, reason: &str) -> Option<()> {
@@ -86,8 +115,9 @@ impl Engine for Elastic {
         self.slice = rung.slice.clone();
         self.switched = Some(Instant::now());
         let from = std::mem::replace(&mut self.loaded.size, size.to_owned());
-        for running in &self.running {
-            running.sink().size_changed(&from, size, reason);
+        let compiling = self.compiling.iter().map(|compiling| &compiling.job.sink);
+        for sink in self.running.iter().map(Running::sink).chain(compiling) {
+            sink.size_changed(&from, size, reason);
         }
         Some(())
     }
@@ -98,6 +128,38 @@ impl Engine for Elastic {
 }
 
 impl Elastic {
+    /// Begins the requests whose JSON Schema has been read.
+    fn collect(&mut self) {
+        let mut index = 0;
+        while let Some(compiling) = self.compiling.get(index) {
+            let result = match compiling.result.try_recv() {
+                Err(TryRecvError::Empty) => {
+                    index += 1;
+                    continue;
+                }
+                Err(TryRecvError::Disconnected) => {
+                    Err(Error::Internal("reading the schema ended without a result".into()))
+                }
+                Ok(result) => result,
+            };
+            let Compiling { job, .. } = self.compiling.remove(index);
+            match result {
+                Ok(constraint) => self.begin(job, Some(constraint)),
+                Err(error) => job.sink.fail(error),
+            }
+        }
+    }
+
+    fn begin(&mut self, job: Job, constraint: Option<Constraint>) {
+        match self.accept(&job.request) {
+            Ok(start) => {
+                job.sink.size(&self.loaded.size);
+                self.running.push(Running::new(job, start, constraint, &self.text));
+            }
+            Err(error) => job.sink.fail(error),
+        }
+    }
+
     /// Checks that a request fits, and finds what is known of its prompt.
     fn accept(&mut self, request: &GenerateRequest) -> Result<Start, Error> {
         let prompt = self.text.prompt(&request.messages)?;
@@ -111,25 +173,13 @@ impl Elastic {
         let shape = Shape::new(self.model.config(), needed, self.store);
         let sequence = self.prefixes.take(&prompt, &shape, self.model.config());
         let standing = self.text.standing(&request.messages, &prompt);
-        let constraint = request
-            .json_schema
-            .as_deref()
-            .map(|schema| self.text.constraint(schema))
-            .transpose()?;
-        Ok(Start { prompt, sequence, standing, constraint })
+        Ok(Start { prompt, sequence, standing })
     }
 
     /// One pass over the weights.
     fn compute(&mut self) -> Result<(), nestd_elastic::error::Error> {
-        // One prompt is read at a time: the first is answered sooner, and the last no later.
-        let reader = self.running.iter().position(|running| running.unread() > 0);
-        let others = self.running.iter().any(|running| running.unread() == 0);
-        let chunk = if others { SHARED_CHUNK } else { CHUNK };
-        let mut given = Vec::new();
-        for (index, running) in self.running.iter().enumerate() {
-            let computed = running.unread() == 0 || Some(index) == reader;
-            given.push(if computed { running.next(chunk) } else { Vec::new() });
-        }
+        self.steps = self.steps.wrapping_add(1);
+        let given = self.share();
         let mut parts = Vec::new();
         let mut wanted = Vec::new();
         for (running, tokens) in self.running.iter_mut().zip(&given) {
@@ -145,7 +195,7 @@ impl Elastic {
         let mut ended = Vec::new();
         for (index, running) in self.running.iter_mut().enumerate() {
             let drawn = wanted.get(index) == Some(&true);
-            let outcome = match rows.next().filter(|_| drawn) {
+            let outcome = match drawn.then(|| rows.next()).flatten() {
                 Some(logits) => running.draw(logits, &self.text),
                 None if given.get(index).is_none_or(Vec::is_empty) => continue,
                 None => running.read(),
@@ -177,6 +227,27 @@ impl Elastic {
         Ok(())
     }
 
+    /// The tokens that each running request gets into the next step.
+    fn share(&self) -> Vec<Vec<u32>> {
+        let urgent = self.running.iter().any(|r| r.priority() == Priority::Interactive)
+            && !self.steps.is_multiple_of(BACKGROUND_STEP);
+        let stands = |r: &Running| urgent && r.priority() == Priority::Background;
+        // One prompt is read at a time, the most urgent first: it is answered sooner, and the last no
+        // later.
+        let reading = self.running.iter().enumerate().filter(|(_, r)| r.unread() > 0 && !stands(r));
+        let reader =
+            reading.min_by_key(|(index, r)| (r.priority(), *index)).map(|(index, _)| index);
+        let others = self.running.iter().any(|r| r.unread() == 0 && !stands(r));
+        let chunk = if others { SHARED_CHUNK } else { CHUNK };
+        let tokens = |(index, r): (usize, &Running)| match r.unread() {
+            _ if stands(r) => Vec::new(),
+            0 => r.next(chunk),
+            _ if reader == Some(index) => r.next(chunk),
+            _ => Vec::new(),
+        };
+        self.running.iter().enumerate().map(tokens).collect()
+    }
+
     /// Gives memory back that the size in use does not read, once it has been in use for a while. Tells
     /// when that is due.
     fn tidy(&mut self) -> Option<Duration> {
@@ -185,7 +256,11 @@ impl Elastic {
             return Some(left);
         }
         self.switched = None;
-        self.model.give_back(&self.slice);
+        let (model, slice) = (Arc::clone(&self.model), self.slice.clone());
+        let tidy = std::thread::Builder::new().name("nestd-tidy".into());
+        if let Err(error) = tidy.spawn(move || model.give_back(&slice)) {
+            tracing::warn!(%error, "memory outside the size in use is not given back");
+        }
         None
     }
 }

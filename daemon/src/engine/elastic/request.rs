@@ -14,7 +14,7 @@ use super::super::Job;
 use super::count;
 use super::load::Text;
 use crate::stream::Sink;
-use crate::types::{Error, FinishReason, Sampling};
+use crate::types::{Error, FinishReason, Priority, Sampling};
 
 /// What a request begins with.
 pub struct Start {
@@ -24,8 +24,6 @@ pub struct Start {
     pub sequence: Sequence,
     /// Tokens of the prompt that are likely to come again.
     pub standing: Option<usize>,
-    /// What keeps the answer to its schema.
-    pub constraint: Option<Constraint>,
 }
 
 /// A request that was let through.
@@ -42,6 +40,7 @@ pub struct Running {
     draw: Option<Draw>,
     penalties: Penalties,
     seen: Seen,
+    /// What keeps the answer to its schema.
     constraint: Option<Constraint>,
     decoder: Decoder,
     stops: Stops,
@@ -64,8 +63,8 @@ pub enum Outcome {
 
 impl Running {
     /// Begins a request.
-    pub fn new(job: Job, start: Start, text: &Text) -> Self {
-        let Start { prompt, sequence, standing, constraint } = start;
+    pub fn new(job: Job, start: Start, constraint: Option<Constraint>, text: &Text) -> Self {
+        let Start { prompt, sequence, standing } = start;
         let cached = sequence.len();
         let request = &job.request;
         job.sink.prefill(count(cached), count(prompt.len()), count(cached));
@@ -97,6 +96,11 @@ impl Running {
     /// Where its reader is told.
     pub fn sink(&self) -> &Sink {
         &self.job.sink
+    }
+
+    /// How urgent it is.
+    pub fn priority(&self) -> Priority {
+        self.job.request.priority
     }
 
     /// Its KV caches.
