@@ -4,16 +4,22 @@
 //! asked to (a listener, the bus, the engine thread) ends the process with an error, so that systemd
 //! starts it anew.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{dbus, grpc};
+use nestd_policy::snapshot::Snapshot;
+
+use crate::api::{Core, dbus, grpc};
 use crate::config::{Bus, Config, Layers};
 use crate::engine::{self, catalog::Catalog};
+use crate::governor::sensors::{self, replay, sleep::Release};
+use crate::governor::{self, Governor};
 use crate::service::{self, Report, Service};
 use crate::systemd::{Log, Notifier};
 use crate::types::State;
@@ -34,6 +40,10 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
 
     let (engine, mut engine_ended) = engine::spawn()?;
     let service = Service::new(engine, settings(&config));
+    let governor = Governor::new(Arc::clone(&service), governor_settings(&config));
+    let (readings, release) = sensors(&config).await;
+    governor.see(readings.borrow().clone());
+    tokio::spawn(Arc::clone(&governor).run(readings, release));
     let socket = config.grpc.socket.display().to_string();
     let listener =
         grpc::Server::bind(&config.grpc.socket, config.grpc.socket_mode, &config.grpc.socket_group)
@@ -42,11 +52,12 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     // Requests that come while the model loads wait for it.
     service.load_configured().await;
 
+    let core = Core { service: Arc::clone(&service), governor: Arc::clone(&governor) };
     let stop = CancellationToken::new();
     let mut grpc: JoinHandle<Result<(), Fatal>> = tokio::spawn({
-        let (service, stop) = (Arc::clone(&service), stop.clone());
+        let (core, stop) = (core.clone(), stop.clone());
         let prompt_bytes = config.limits.prompt_bytes;
-        async move { Ok(listener.run(service, prompt_bytes, stop).await?) }
+        async move { Ok(listener.run(core, prompt_bytes, stop).await?) }
     });
     let bus = match &config.bus {
         Bus::Off => None,
@@ -57,7 +68,7 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     let (mut dbus, told): (JoinHandle<Result<(), Fatal>>, _) = match bus {
         None => (tokio::spawn(std::future::pending()), None),
         Some(bus) => {
-            let server = dbus::Server::connect(bus, Arc::clone(&service))
+            let server = dbus::Server::connect(bus, core.clone())
                 .await
                 .map_err(|error| format!("D-Bus ({:?}): {error}", config.bus))?;
             let told = server.told();
@@ -73,7 +84,7 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload(&mut config, &layers, &service, &log),
+            _ = hangup.recv() => reload(&mut config, &layers, &core, &log),
             Ok(()) = status.changed() => {
                 status.mark_unchanged();
                 systemd.status(line(&service.report()));
@@ -111,14 +122,15 @@ fn fatal(what: &str, ended: Result<Result<(), Fatal>, JoinError>) -> Fatal {
 }
 
 /// Applies what can be applied; a configuration with errors changes nothing.
-fn reload(config: &mut Config, layers: &Layers, service: &Service, log: &Log) {
+fn reload(config: &mut Config, layers: &Layers, core: &Core, log: &Log) {
     match Config::load(layers) {
         Ok(new) => {
             for key in config.needs_restart(&new) {
                 tracing::warn!(key, "takes effect with the next start only");
             }
             log.set(&new.log_level);
-            service.configure(settings(&new));
+            core.service.configure(settings(&new));
+            core.governor.configure(governor_settings(&new));
             *config = new;
             tracing::info!("reloaded");
         }
@@ -154,6 +166,59 @@ fn settings(config: &Config) -> service::Settings {
     }
 }
 
+fn governor_settings(config: &Config) -> governor::Settings {
+    governor::Settings {
+        enabled: config.governor.enabled,
+        profile: config.governor.profile.clone(),
+        policy: config.governor.policy.clone(),
+        state_file: config.governor.state_file.clone(),
+        size: config.model.size.clone(),
+    }
+}
+
+/// Starts the sensors. Also gives what tells that the device may sleep.
+async fn sensors(config: &Config) -> (watch::Receiver<Snapshot>, Release) {
+    let settings = &config.governor;
+    if !settings.enabled {
+        return (watch::Sender::default().subscribe(), Release::default());
+    }
+    if !settings.replay.is_empty() {
+        let path = Path::new(&settings.replay);
+        match replay::Sensor::open(path, settings.replay_speed) {
+            Ok(sensor) => {
+                return (sensors::watch(vec![Box::new(sensor)]).await, Release::default());
+            }
+            Err(error) => tracing::error!(%error, "governor.replay: the sensors are read instead"),
+        }
+    }
+    // UPower, power-profiles-daemon and logind are on the system bus, or on the one of a test.
+    let bus = match &config.bus {
+        Bus::Off => None,
+        Bus::System | Bus::Session => Some(zbus::connection::Builder::system()),
+        Bus::Address(address) => Some(zbus::connection::Builder::address(address.as_str())),
+    };
+    let bus = match bus {
+        None => None,
+        Some(builder) => match builder.build().await {
+            Ok(bus) => Some(bus),
+            Err(error) => {
+                tracing::warn!(%error, "no system bus: batteries are read from sysfs");
+                None
+            }
+        },
+    };
+    let machine = sensors::Settings::machine(bus);
+    let machine = sensors::Settings {
+        proc: settings.proc.clone(),
+        sys: settings.sys.clone(),
+        poll: Duration::from_secs_f64(settings.poll_s),
+        temperature: settings.temperature_sensors.clone(),
+        battery: settings.battery,
+        ..machine
+    };
+    (sensors::watch(sensors::live(&machine)).await, machine.release)
+}
+
 /// The line that `systemctl status` shows.
 fn line(report: &Report) -> String {
     let status = &report.status;
@@ -162,6 +227,7 @@ fn line(report: &Report) -> String {
         (State::Loading, _) => {
             format!("loading {} ({:.0} %)", status.loading, status.loading_fraction * 100.0)
         }
+        (State::Parked, _) => format!("parked: {}", status.problem),
         (_, Some(loaded)) => format!("ready: {} at {}", loaded.model, loaded.size),
         (_, None) => format!("no model: {}", status.problem),
     }

@@ -9,9 +9,9 @@
 //! | [`stream`] | a request's bounded event buffer | types |
 //! | [`engine`] | the model in memory, on its own thread; which models there are | types, stream |
 //! | [`service`] | the daemon's state: queue, loads, drain | types, stream, engine |
-//! | [`governor`] | what the device can afford: sensors, decisions, holds | types, service |
-//! | [`api`] | D-Bus and gRPC, side by side | types, stream, service |
-//! | [`config`] | the settings and where they come from | types, engine (its settings) |
+//! | [`governor`] | what the device can afford: sensors, decisions, holds | types, stream, service |
+//! | [`api`] | D-Bus and gRPC, side by side | types, stream, service, governor |
+//! | [`config`] | the settings and where they come from | types, engine, governor (their settings) |
 //! | [`systemd`] | readiness, status line, journal | nothing |
 //! | [`app`] | the process: wiring, signals, exit | everybody |
 

@@ -11,9 +11,9 @@ const KNOWS: [(&str, &[&str]); 9] = [
     ("stream", &["types"]),
     ("engine", &["types", "stream"]),
     ("service", &["types", "stream", "engine"]),
-    ("governor", &["types", "service"]),
+    ("governor", &["types", "stream", "service"]),
     ("api", &["types", "stream", "service", "governor"]),
-    ("config", &["types", "engine"]),
+    ("config", &["types", "engine", "governor"]),
     ("systemd", &[]),
     ("app", &["api", "config", "engine", "governor", "service", "stream", "systemd", "types"]),
 ];

@@ -18,12 +18,14 @@ pub mod v1 {
 pub mod dbus {
     /// The name that the daemon owns.
     pub const NAME: &str = "org.nestd.Nestd1";
-    /// The object with `org.nestd.Manager1`.
+    /// The object with `org.nestd.Manager1` and `org.nestd.Governor1`.
     pub const PATH: &str = "/org/nestd/Nestd1";
     /// Requests live below this path: `SENDER/TOKEN`.
     pub const REQUEST_PATH: &str = "/org/nestd/Nestd1/request";
     /// Errors are this prefix and a name of [`crate::error_name`].
     pub const ERROR_PREFIX: &str = "org.nestd.Error.";
+    /// The introspection data of `org.nestd.Governor1`.
+    pub const GOVERNOR_XML: &str = include_str!("../dbus/org.nestd.Governor1.xml");
     /// The introspection data of `org.nestd.Manager1`.
     pub const MANAGER_XML: &str = include_str!("../dbus/org.nestd.Manager1.xml");
     /// The introspection data of `org.nestd.Request1`.

@@ -7,6 +7,7 @@
 
 mod bus;
 mod daemon;
+mod device;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use nestd_client::{Client, Error, v1};
 
 pub use bus::Bus;
 pub use daemon::{Builder, Daemon};
+pub use device::Device;
 
 /// A program that the workspace builds.
 #[must_use]

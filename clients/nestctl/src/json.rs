@@ -14,6 +14,7 @@ pub fn state(state: State) -> &'static str {
         State::NoModel => "no-model",
         State::Loading => "loading",
         State::Ready => "ready",
+        State::Parked => "parked",
         State::Draining => "draining",
     }
 }

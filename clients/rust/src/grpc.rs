@@ -9,15 +9,16 @@ use std::{
 use futures::{Stream, StreamExt, future::ready, stream};
 use hyper_util::rt::TokioIo;
 use nestd_proto::v1::{
-    CountTokensRequest, GenerateEvent, GenerateRequest, GetStatusRequest, ListModelsRequest,
-    LoadModelEvent, LoadModelRequest, Message, Model, StatusReport, UnloadModelRequest,
-    WatchStatusRequest, generate_event::Event, inference_client::InferenceClient,
+    CountTokensRequest, GenerateEvent, GenerateRequest, GetGovernorRequest, GetStatusRequest,
+    GovernorReport, HoldRequest, ListModelsRequest, LoadModelEvent, LoadModelRequest, Message,
+    Model, PinRequest, StatusReport, UnloadModelRequest, WatchGovernorRequest, WatchStatusRequest,
+    generate_event::Event, governor_client::GovernorClient, inference_client::InferenceClient,
     models_client::ModelsClient, status_client::StatusClient,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{Error, Events, Fractions, Reports};
+use crate::{Error, Events, Fractions, GovernorReports, Holding, Reports};
 
 /// The daemon over its gRPC socket. Connects again by itself when the daemon has been restarted.
 #[derive(Clone, Debug)]
@@ -57,6 +58,31 @@ impl Grpc {
     pub async fn watch_status(&self) -> Result<Reports, Error> {
         let reply = StatusClient::new(self.channel.clone()).watch(WatchStatusRequest {}).await;
         Ok(until(self.streamed(reply)?, |_| false, lost).boxed())
+    }
+
+    /// See [`crate::Client::governor`].
+    pub async fn governor(&self) -> Result<GovernorReport, Error> {
+        let reply = GovernorClient::new(self.channel.clone()).get(GetGovernorRequest {}).await;
+        Ok(reply.map_err(self.error())?.into_inner())
+    }
+
+    /// See [`crate::Client::watch_governor`].
+    pub async fn watch_governor(&self) -> Result<GovernorReports, Error> {
+        let reply = GovernorClient::new(self.channel.clone()).watch(WatchGovernorRequest {}).await;
+        Ok(until(self.streamed(reply)?, |_| false, lost).boxed())
+    }
+
+    /// See [`crate::Client::hold`].
+    pub async fn hold(&self, request: HoldRequest) -> Result<Holding, Error> {
+        let reply = GovernorClient::new(self.channel.clone()).hold(request).await;
+        Ok(until(self.streamed(reply)?, |_| false, lost).boxed())
+    }
+
+    /// See [`crate::Client::pin`].
+    pub async fn pin(&self, size: &str) -> Result<(), Error> {
+        let request = PinRequest { size: size.into() };
+        let reply = GovernorClient::new(self.channel.clone()).pin(request).await;
+        reply.map_err(self.error()).map(drop)
     }
 
     /// See [`crate::Client::generate`].

@@ -34,7 +34,10 @@ use std::path::PathBuf;
 
 use futures::stream::BoxStream;
 pub use nestd_proto::v1;
-use v1::{GenerateEvent, GenerateRequest, Message, Model, Part, Role, StatusReport};
+use v1::{
+    GenerateEvent, GenerateRequest, GovernorReport, HoldEvent, HoldRequest, Message, Model, Part,
+    Role, StatusReport,
+};
 
 pub use crate::{
     dbus::{Bus, Dbus},
@@ -49,6 +52,10 @@ pub const DEFAULT_SOCKET: &str = "/run/nestd/nestd.sock";
 pub type Events = BoxStream<'static, Result<GenerateEvent, Error>>;
 /// The state now, and again whenever it changes.
 pub type Reports = BoxStream<'static, Result<StatusReport, Error>>;
+/// What the governor knows and decided now, and again whenever it changes.
+pub type GovernorReports = BoxStream<'static, Result<GovernorReport, Error>>;
+/// A hold in force: the size in use, and again when it changes. Dropping it ends the hold.
+pub type Holding = BoxStream<'static, Result<HoldEvent, Error>>;
 /// How far a load is, from 0 to 1. Dropping it does not stop the load.
 pub type Fractions = BoxStream<'static, Result<f64, Error>>;
 
@@ -86,6 +93,38 @@ impl Client {
         match self {
             Self::Grpc(grpc) => grpc.watch_status().await,
             Self::Dbus(dbus) => dbus.watch_status().await,
+        }
+    }
+
+    /// What the device can afford, and the size that follows from it.
+    pub async fn governor(&self) -> Result<GovernorReport, Error> {
+        match self {
+            Self::Grpc(grpc) => grpc.governor().await,
+            Self::Dbus(dbus) => dbus.governor().await,
+        }
+    }
+
+    /// The same now, and again whenever it changes.
+    pub async fn watch_governor(&self) -> Result<GovernorReports, Error> {
+        match self {
+            Self::Grpc(grpc) => grpc.watch_governor().await,
+            Self::Dbus(dbus) => dbus.watch_governor().await,
+        }
+    }
+
+    /// Asks for limits of the size, or for no background work, for as long as the stream is kept.
+    pub async fn hold(&self, request: HoldRequest) -> Result<Holding, Error> {
+        match self {
+            Self::Grpc(grpc) => grpc.hold(request).await,
+            Self::Dbus(dbus) => dbus.hold(request).await,
+        }
+    }
+
+    /// Fixes the size, across restarts; an empty one lets go.
+    pub async fn pin(&self, size: &str) -> Result<(), Error> {
+        match self {
+            Self::Grpc(grpc) => grpc.pin(size).await,
+            Self::Dbus(dbus) => dbus.pin(size).await,
         }
     }
 

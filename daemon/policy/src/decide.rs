@@ -40,6 +40,21 @@ pub enum Shed {
     Model,
 }
 
+impl Shed {
+    /// The name in both APIs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Caches => "caches",
+            Self::Context => "context",
+            Self::Size => "size",
+            Self::Background => "background",
+            Self::Model => "model",
+        }
+    }
+}
+
 /// What limits the size, in one word for programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Cause {
@@ -291,6 +306,7 @@ fn give_up(
     if now.saturating_sub(calm) >= dwell {
         (Shed::Nothing, None, None)
     } else {
-        (before, at, Some(calm))
+        // The model may come back at once when it is asked for.
+        (before.min(Shed::Background), at, Some(calm))
     }
 }

@@ -51,11 +51,12 @@ impl Tables {
         wants: &str,
         read: impl Fn(&Value) -> Option<T>,
     ) -> T {
-        self.known.push(key);
-        let value = self.values.get(key);
+        let name = key.strip_prefix("governor.").unwrap_or(key);
+        self.known.push(name);
+        let value = self.values.get(name);
         value.and_then(read).unwrap_or_else(|| {
             let value = value.map_or_else(|| "nothing".to_owned(), shown);
-            self.problems.push(format!("governor.{key}: {value} is not {wants}"));
+            self.problems.push(format!("{key}: {value} is not {wants}"));
             T::default()
         })
     }

@@ -41,7 +41,8 @@ pub struct Settings {
     pub idle_unload_s: f64,
 }
 
-/// Where settings are read from. `key` is one of [`Settings::read`]'s, without `governor.`.
+/// Where settings are read from. `key` is one of [`Settings::read`]'s, such as
+/// `governor.dwell_s`.
 pub trait Source {
     /// A number within a range.
     fn number(&mut self, key: &'static str, range: RangeInclusive<f64>) -> f64;
@@ -64,38 +65,57 @@ impl Settings {
         let celsius = -50.0..=200.0;
         let mib = 0.0..=1e7;
         let battery = [
-            band("battery_eased_enter", "battery_eased_leave", percent.clone()),
-            band("battery_saving_enter", "battery_saving_leave", percent.clone()),
-            band("battery_critical_enter", "battery_critical_leave", percent.clone()),
+            band("governor.battery_eased_enter", "governor.battery_eased_leave", percent.clone()),
+            band("governor.battery_saving_enter", "governor.battery_saving_leave", percent.clone()),
+            band(
+                "governor.battery_critical_enter",
+                "governor.battery_critical_leave",
+                percent.clone(),
+            ),
         ];
         let temperature = [
-            band("temp_eased_enter", "temp_eased_leave", celsius.clone()),
-            band("temp_saving_enter", "temp_saving_leave", celsius.clone()),
-            band("temp_critical_enter", "temp_critical_leave", celsius),
+            band("governor.temp_eased_enter", "governor.temp_eased_leave", celsius.clone()),
+            band("governor.temp_saving_enter", "governor.temp_saving_leave", celsius.clone()),
+            band("governor.temp_critical_enter", "governor.temp_critical_leave", celsius),
         ];
         let pressure = [
             None,
-            band("pressure_saving_enter", "pressure_saving_leave", percent.clone()),
-            band("pressure_critical_enter", "pressure_critical_leave", percent.clone()),
+            band(
+                "governor.pressure_saving_enter",
+                "governor.pressure_saving_leave",
+                percent.clone(),
+            ),
+            band(
+                "governor.pressure_critical_enter",
+                "governor.pressure_critical_leave",
+                percent.clone(),
+            ),
         ];
-        let available =
-            [None, None, band("available_critical_enter", "available_critical_leave", mib.clone())];
+        let available = [
+            None,
+            None,
+            band(
+                "governor.available_critical_enter",
+                "governor.available_critical_leave",
+                mib.clone(),
+            ),
+        ];
         Self {
-            dwell_s: from.number("dwell_s", 0.0..=86_400.0),
+            dwell_s: from.number("governor.dwell_s", 0.0..=86_400.0),
             cost_percent: [
-                from.number("full_cost_percent", percent.clone()),
-                from.number("eased_cost_percent", percent.clone()),
-                from.number("saving_cost_percent", percent),
+                from.number("governor.full_cost_percent", percent.clone()),
+                from.number("governor.eased_cost_percent", percent.clone()),
+                from.number("governor.saving_cost_percent", percent),
             ],
-            saving_background: from.truth("saving_background"),
-            power_saver: from.level("power_saver"),
+            saving_background: from.truth("governor.saving_background"),
+            power_saver: from.level("governor.power_saver"),
             battery: Bands { worse: Worse::Falling, bands: battery },
             temperature: Bands { worse: Worse::Rising, bands: temperature },
             pressure: Bands { worse: Worse::Rising, bands: pressure },
             available: Bands { worse: Worse::Falling, bands: available },
-            reserve_mib: from.number("reserve_mib", mib.clone()),
-            reserve_leave_mib: from.number("reserve_leave_mib", mib),
-            idle_unload_s: from.number("idle_unload_s", 0.0..=1e7),
+            reserve_mib: from.number("governor.reserve_mib", mib.clone()),
+            reserve_leave_mib: from.number("governor.reserve_leave_mib", mib),
+            idle_unload_s: from.number("governor.idle_unload_s", 0.0..=1e7),
         }
     }
 

@@ -4,7 +4,20 @@
 pub mod dbus;
 pub mod grpc;
 
+use std::sync::Arc;
+
+use crate::governor::Governor;
+use crate::service::Service;
 use crate::types::Error;
+
+/// What both APIs stand on.
+#[derive(Clone)]
+pub struct Core {
+    /// Models and requests.
+    pub service: Arc<Service>,
+    /// The size, and what the device can afford.
+    pub governor: Arc<Governor>,
+}
 
 /// What the contracts have room for, and a later version brings.
 fn later(what: impl Into<String>) -> Error {

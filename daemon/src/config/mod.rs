@@ -12,8 +12,10 @@ use config::{Environment, File, FileFormat, Map, Source, Value, ValueKind};
 
 use nestd_elastic::kv::Store;
 use nestd_elastic::pool::Settings as PoolSettings;
+use nestd_policy::settings::{PROFILES, Settings as Policy};
 
 use crate::engine::{Isq, SimSettings, elastic};
+use crate::governor::sensors::battery;
 use crate::types::{EngineKind, Limits};
 use reader::Reader;
 
@@ -43,6 +45,35 @@ pub struct Config {
     pub elastic: elastic::Settings,
     /// The rest of `[sim]`
     pub sim: SimSettings,
+    /// `[governor]`
+    pub governor: Governor,
+}
+
+/// `[governor]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Governor {
+    /// Whether sizes follow the device's state.
+    pub enabled: bool,
+    /// Which shipped thresholds the others below start from.
+    pub profile: String,
+    /// The thresholds.
+    pub policy: Policy,
+    /// Where the pin is kept.
+    pub state_file: PathBuf,
+    /// Where batteries are read.
+    pub battery: battery::Source,
+    /// The temperature sensors that count, by their labels; empty: all.
+    pub temperature_sensors: Vec<String>,
+    /// How often sensors are read that do not tell by themselves.
+    pub poll_s: f64,
+    /// The root of procfs.
+    pub proc: PathBuf,
+    /// The root of sysfs.
+    pub sys: PathBuf,
+    /// A recorded trace in place of the sensors; empty: the sensors.
+    pub replay: String,
+    /// Seconds of the recording in a second.
+    pub replay_speed: f64,
 }
 
 /// `[model]`
@@ -126,6 +157,19 @@ impl Config {
         let merged = layers.merge(&mut problems);
         let mut read = Reader::new(merged, problems);
         let config = Self {
+            governor: Governor {
+                enabled: read.bool("governor.enabled"),
+                profile: read.string("governor.profile"),
+                policy: Policy::read(&mut read),
+                state_file: read.path("governor.state_file"),
+                battery: read.parsed("governor.battery", battery_source),
+                temperature_sensors: read.parsed("governor.temperature_sensors", names),
+                poll_s: read.f64("governor.poll_s", 0.1..=3600.0),
+                proc: read.path("governor.proc"),
+                sys: read.path("governor.sys"),
+                replay: read.string("governor.replay"),
+                replay_speed: read.f64("governor.replay_speed", 0.01..=1e6),
+            },
             model: Model {
                 dir: read.path("model.dir"),
                 cache_dir: read.path("model.cache_dir"),
@@ -173,6 +217,11 @@ impl Config {
         if read.is_fine() && config.limits.default_max_tokens > config.limits.max_tokens {
             read.wrong("limits.default_max_tokens", "is above limits.max_tokens");
         }
+        if read.is_fine() {
+            for (key, what) in config.governor.policy.problems() {
+                read.wrong(&format!("governor.{key}"), what);
+            }
+        }
         let problems = read.finish();
         if problems.is_empty() { Ok(config) } else { Err(problems) }
     }
@@ -187,6 +236,14 @@ impl Config {
         if self.bus != new.bus {
             keys.push("dbus.bus");
         }
+        let sensors = |config: &Self| {
+            let Governor { battery, temperature_sensors, poll_s, proc, sys, replay, .. } =
+                config.governor.clone();
+            (battery, temperature_sensors, poll_s, proc, sys, replay)
+        };
+        if sensors(self) != sensors(new) {
+            keys.push("governor (its sensors)");
+        }
         keys
     }
 }
@@ -195,18 +252,37 @@ impl Layers {
     /// All layers in one table, each value with its origin. A file that cannot be read or parsed is
     /// a problem, and the others are still read.
     fn merge(&self, problems: &mut Vec<Problem>) -> Value {
-        let mut layers =
-            config::Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
+        let builder = |profile: &str| {
+            let layers =
+                config::Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
+            layers.add_source(File::from_str(profile, FileFormat::Toml))
+        };
+        let mut files = Vec::new();
         for path in self.files(problems) {
             let file = File::from(path.clone()).format(FileFormat::Toml);
             match file.collect() {
-                Ok(_) => layers = layers.add_source(file),
+                Ok(_) => files.push(file),
                 Err(error) => problems
                     .push(Problem { origin: path.display().to_string(), what: error.to_string() }),
             }
         }
         let environment = Environment::with_prefix("NESTD").prefix_separator("_").separator("__");
-        match layers.add_source(environment.source(Some(self.environment.clone()))).build() {
+        let environment = environment.source(Some(self.environment.clone()));
+        let build = |profile: &str| {
+            let layers = builder(profile).add_source(files.clone());
+            layers.add_source(environment.clone()).build()
+        };
+        // The profile is a layer between the defaults and the files, and a file says which.
+        let asked = build("").and_then(|config| config.get_string("governor.profile"));
+        let asked = asked.unwrap_or_default();
+        let profile = PROFILES.iter().find(|(name, _)| *name == asked);
+        if profile.is_none() {
+            let names = PROFILES.map(|(name, _)| format!("{name:?}")).join(", ");
+            let what = format!("governor.profile: {asked:?} is not one of {names}");
+            problems.push(Problem { origin: "settings".into(), what });
+        }
+        let (_, text) = profile.or(PROFILES.first()).copied().unwrap_or_default();
+        match build(text) {
             Ok(config) => config.cache,
             Err(error) => {
                 let origin = "the layers together".into();
@@ -260,6 +336,17 @@ fn engine(text: &str) -> Result<Option<EngineKind>, String> {
         "elastic" => Ok(Some(EngineKind::Elastic)),
         _ => Err("is not one of \"auto\", \"elastic\", \"mistralrs\"".into()),
     }
+}
+
+fn battery_source(text: &str) -> Result<battery::Source, String> {
+    battery::Source::parse(text)
+        .ok_or_else(|| "is not one of \"auto\", \"upower\", \"sysfs\", \"none\"".into())
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "as the other parsers")]
+fn names(text: &str) -> Result<Vec<String>, String> {
+    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+    Ok(names.map(str::to_owned).collect())
 }
 
 /// Numbers and ranges of them, as in `taskset`: "0,2-3".

@@ -7,6 +7,9 @@ use std::path::PathBuf;
 
 use config::{ConfigError, Value, ValueKind};
 
+use nestd_policy::level::Level;
+use nestd_policy::settings::Source;
+
 use super::Problem;
 
 pub(super) struct Reader {
@@ -93,7 +96,16 @@ impl Reader {
                 .copied()
                 .collect();
             if near.is_empty() {
-                near = vec!["[model]", "[grpc]", "[dbus]", "[limits]", "[log]", "[sim]"];
+                near = vec![
+                    "[model]",
+                    "[grpc]",
+                    "[dbus]",
+                    "[limits]",
+                    "[elastic]",
+                    "[governor]",
+                    "[log]",
+                    "[sim]",
+                ];
             }
             let what = format!("{key}: unknown key; there are {}", near.join(", "));
             self.problems.push(Problem { origin: origin(&value), what });
@@ -138,6 +150,24 @@ impl Reader {
             None => {}
         }
         low
+    }
+}
+
+/// The keys of the governor's policy.
+impl Source for Reader {
+    fn number(&mut self, key: &'static str, range: RangeInclusive<f64>) -> f64 {
+        self.f64(key, range)
+    }
+
+    fn truth(&mut self, key: &'static str) -> bool {
+        self.bool(key)
+    }
+
+    fn level(&mut self, key: &'static str) -> Level {
+        self.parsed(key, |text| {
+            let wrong = "is not one of \"full\", \"eased\", \"saving\", \"critical\"";
+            Level::parse(text).ok_or_else(|| wrong.into())
+        })
     }
 }
 

@@ -41,8 +41,28 @@ pub trait Engine {
         None
     }
 
+    /// Narrows what it may use; what runs already goes on.
+    fn constrain(&mut self, _constraints: Constraints) {}
+
     /// Counts the tokens of a conversation, template included.
     fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error>;
+}
+
+/// What an engine may use for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Constraints {
+    /// The longest context of a new request.
+    pub context_tokens: u32,
+    /// Whether background requests go on.
+    pub background: bool,
+    /// Whether caches are kept that no running request uses.
+    pub caches: bool,
+}
+
+impl Default for Constraints {
+    fn default() -> Self {
+        Self { context_tokens: u32::MAX, background: true, caches: true }
+    }
 }
 
 /// A request that the service let through, with its checks done.

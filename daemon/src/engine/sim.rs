@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Engine, Job, Plan, SimSettings, Step};
+use super::{Constraints, Engine, Job, Plan, SimSettings, Step};
 use crate::types::{
     EngineKind, Error, FinishReason, Loaded, Message, ModelInfo, Priority, Role, SizeInfo,
 };
@@ -44,6 +44,7 @@ pub struct Sim {
     decode: Duration,
     prefill: Duration,
     running: Vec<Running>,
+    constraints: Constraints,
 }
 
 struct Running {
@@ -83,6 +84,7 @@ impl Sim {
             decode,
             prefill,
             running: Vec::new(),
+            constraints: Constraints::default(),
         }
     }
 }
@@ -108,7 +110,7 @@ impl Engine for Sim {
         }
         let prompt_tokens = count(&request.messages);
         let max_tokens = request.stopping.max_tokens;
-        let context_tokens = self.loaded.context_tokens;
+        let context_tokens = self.loaded.context_tokens.min(self.constraints.context_tokens);
         if prompt_tokens.saturating_add(max_tokens) > context_tokens {
             let Job { sink, .. } = job;
             return sink.fail(Error::ContextTooLong { prompt_tokens, max_tokens, context_tokens });
@@ -130,7 +132,8 @@ impl Engine for Sim {
         let now = Instant::now();
         let priority = |running: &Running| running.job.request.priority;
         let urgent = self.running.iter().any(|r| priority(r) == Priority::Interactive);
-        let stands = |running: &Running| urgent && priority(running) == Priority::Background;
+        let stops = urgent || !self.constraints.background;
+        let stands = |running: &Running| stops && priority(running) == Priority::Background;
         let (mut index, mut ended) = (0, false);
         while let Some(running) = self.running.get_mut(index) {
             if running.job.sink.cancelled().is_cancelled() {
@@ -160,7 +163,8 @@ impl Engine for Sim {
         }
         let moving = self.running.iter().filter(|running| !stands(running));
         match moving.map(|running| running.due).min() {
-            None => Step::Idle,
+            None if self.running.is_empty() => Step::Idle,
+            None => Step::Wait(Duration::from_millis(20)),
             // A cancelled job is noticed within 20 ms even at a token a minute.
             Some(due) => Step::Wait(
                 due.saturating_duration_since(Instant::now()).min(Duration::from_millis(20)),
@@ -179,6 +183,10 @@ impl Engine for Sim {
         size.clone_into(&mut self.loaded.size);
         (self.decode, self.prefill) = self.speeds.at(*cost);
         Some(())
+    }
+
+    fn constrain(&mut self, constraints: Constraints) {
+        self.constraints = constraints;
     }
 
     fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error> {

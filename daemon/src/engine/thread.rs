@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{Engine, Job, Plan, Step};
+use super::{Constraints, Engine, Job, Plan, Step};
 use crate::types::{Error, Loaded, Message};
 
 /// Commands that may wait while the engine is in a step. A load takes its time, but the service
@@ -29,6 +29,8 @@ enum Command {
     Load { plan: Box<Plan>, keep: Keep, progress: Progress, reply: Reply<Loaded> },
     /// Any time. Answered with None where that takes a load.
     Switch { size: String, reason: String, reply: Reply<Option<Loaded>> },
+    /// Any time; without an engine it does nothing.
+    Constrain(Constraints),
     /// Any time; jobs that still run are dropped with their engine.
     Unload { reply: Reply<()> },
     /// With an engine loaded.
@@ -77,6 +79,11 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Switch { size, reason, reply })?;
         within(ANSWER, answer).await
+    }
+
+    /// Narrows what the engine may use.
+    pub fn constrain(&self, constraints: Constraints) -> Result<(), Error> {
+        self.send(Command::Constrain(constraints))
     }
 
     /// Gives the model's memory back. Takes as long as it takes: a timeout would leave the caller with
@@ -177,6 +184,11 @@ fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>) {
                 Some(engine.loaded().clone())
             });
             let _ = reply.send(Ok(switched));
+        }
+        Command::Constrain(constraints) => {
+            if let Some(engine) = engine {
+                engine.constrain(constraints);
+            }
         }
         Command::Unload { reply } => {
             *engine = None;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedMutexGuard;
 
+use super::govern::held_mib;
 use super::queue::Gate;
 use super::{Service, Settings, loading, memory};
 use crate::engine::catalog::{Catalog, Entry};
@@ -77,8 +78,12 @@ impl Service {
         let settings = self.settings();
         let entry = self.choose(model, &settings).await?;
         let info = entry.info?;
-        let configured = if entry.model == settings.model { settings.size.as_str() } else { "" };
-        let size = resolve_size(&entry.model, &info, size, configured)?;
+        let preferred = match self.preferred(&entry.model, &info) {
+            Some(size) => size,
+            None if entry.model == settings.model => settings.size.clone(),
+            None => String::new(),
+        };
+        let size = resolve_size(&entry.model, &info, size, &preferred)?;
         let plan = Plan {
             model: entry.model,
             path: entry.path,
@@ -89,7 +94,7 @@ impl Service {
         };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sink, events) = stream::channel(id, settings.buffer_bytes);
-        if self.switch(&plan).await? {
+        if self.switch(&plan, "asked for by a client").await? {
             sink.loading(1.0);
             sink.finish(FinishReason::Stop);
             return Ok(events);
@@ -102,7 +107,7 @@ impl Service {
 
     /// Does nothing where the plan is what is loaded, and changes only the size, between two tokens of
     /// the running requests, where that is all and the engine can. False if the plan takes a load.
-    async fn switch(&self, plan: &Plan) -> Result<bool, Error> {
+    pub(super) async fn switch(&self, plan: &Plan, reason: &str) -> Result<bool, Error> {
         let Some(old) = self.held() else { return Ok(false) };
         if old == *plan {
             return Ok(true);
@@ -112,14 +117,14 @@ impl Service {
         }
         self.fit(plan, &self.settings())?;
         let began = Instant::now();
-        let reason = "asked for by a client".to_owned();
-        let Some(loaded) = self.engine.switch(plan.size.clone(), reason).await? else {
+        let Some(loaded) = self.engine.switch(plan.size.clone(), reason.to_owned()).await? else {
             return Ok(false);
         };
         tracing::info!(
             model = loaded.model,
             from = old.size,
             to = loaded.size,
+            reason,
             us = began.elapsed().as_micros(),
             "size changed"
         );
@@ -133,30 +138,33 @@ impl Service {
     pub async fn unload(self: &Arc<Self>, client: &Client) -> Result<(), Error> {
         client.check_control("unloading the model")?;
         let guard = self.change()?;
-        let Some(loaded) = self.loaded() else { return Ok(()) };
+        self.forget_parked();
+        let Some(loaded) = self.loaded() else {
+            self.settle(Some(&unloaded()));
+            return Ok(());
+        };
         self.pause("");
         let service = Arc::clone(self);
         let unload = tokio::spawn(async move {
             let _guard = guard;
-            let unloaded = match service.wait_idle(&service.settings()).await {
+            let result = match service.wait_idle(&service.settings()).await {
                 Ok(()) => service.engine.unload().await,
                 busy => busy,
             };
-            if unloaded.is_err() {
+            if result.is_err() {
                 service.settle(None);
-                return unloaded;
+                return result;
             }
             tracing::info!(model = loaded.model, "unloaded");
             service.hold(None);
             service.status.send_modify(|status| status.loaded = None);
-            let problem = "it was unloaded on request; load one with `nestctl load`".into();
-            service.settle(Some(&Error::ModelNotLoaded { problem }));
+            service.settle(Some(&unloaded()));
             Ok(())
         });
         unload.await.map_err(|error| Error::Internal(format!("unloading: {error}")))?
     }
 
-    fn change(&self) -> Result<OwnedMutexGuard<()>, Error> {
+    pub(super) fn change(&self) -> Result<OwnedMutexGuard<()>, Error> {
         if self.status.borrow().state == State::Draining {
             return Err(Error::ShuttingDown);
         }
@@ -187,17 +195,20 @@ impl Service {
         .await
     }
 
-    async fn run_load(
+    /// Loads; when that fails, what was loaded before is loaded again if it had to go.
+    pub(super) async fn run_load(
         self: Arc<Self>,
         plan: Plan,
         sink: Sink,
         _guard: OwnedMutexGuard<()>,
         settings: Arc<Settings>,
-    ) {
+    ) -> Result<(), Error> {
         let began = Instant::now();
         sink.loading(0.0);
+        let before = self.held();
         match self.try_load(plan.clone(), &sink, &settings).await {
             Ok(()) => {
+                self.forget_parked();
                 tracing::info!(
                     model = plan.model,
                     size = plan.size,
@@ -207,13 +218,30 @@ impl Service {
                 self.settle(None);
                 sink.loading(1.0);
                 sink.finish(FinishReason::Stop);
+                Ok(())
             }
             Err(error) => {
                 tracing::error!(model = plan.model, size = plan.size, %error, "not loaded");
+                if let Some(before) = before.filter(|_| self.held().is_none()) {
+                    let (model, size) = (before.model.clone(), before.size.clone());
+                    match self.try_load(before, &sink, &settings).await {
+                        Ok(()) => {
+                            tracing::info!(model, size, "went back to what was loaded before");
+                        }
+                        Err(error) => {
+                            tracing::error!(model, size, %error, "nor what was there before");
+                        }
+                    }
+                }
                 self.settle(Some(&error));
-                sink.fail(error);
+                sink.fail(error.clone());
+                Err(error)
             }
         }
+    }
+
+    fn forget_parked(&self) {
+        *self.parked.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     async fn try_load(&self, plan: Plan, sink: &Sink, settings: &Settings) -> Result<(), Error> {
@@ -245,14 +273,15 @@ impl Service {
         };
         self.hold(Some(plan));
         self.status.send_modify(|status| status.loaded = Some(loaded));
-        self.apply_limits();
+        // A new engine knows nothing of what it may use.
+        self.set_allowance(self.allowance());
         Ok(())
     }
 
     /// Whether the plan fits beside the model that is loaded, or in its place, or not at all.
     fn fit(&self, plan: &Plan, settings: &Settings) -> Result<Keep, Error> {
         let need_mib = memory_of(plan);
-        let held_mib = self.held().as_ref().map_or(0, memory_of);
+        let held_mib = self.held().as_ref().map_or(0, held_mib);
         let limit_mib = if settings.memory_mib == 0 { u64::MAX } else { settings.memory_mib };
         let free_mib = memory::available_mib();
         if need_mib <= free_mib.min(limit_mib.saturating_sub(held_mib)) {
@@ -266,23 +295,23 @@ impl Service {
         Err(Error::InsufficientMemory { model, size, need_mib, available_mib })
     }
 
-    fn held(&self) -> Option<Plan> {
+    pub(super) fn held(&self) -> Option<Plan> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn hold(&self, plan: Option<Plan>) {
+    pub(super) fn hold(&self, plan: Option<Plan>) {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = plan;
     }
 
     /// Lets running requests end; gives up after the drain time, and leaves them running.
-    async fn wait_idle(&self, settings: &Settings) -> Result<(), Error> {
+    pub(super) async fn wait_idle(&self, settings: &Settings) -> Result<(), Error> {
         tokio::time::timeout(settings.drain, self.queue.idle()).await.map_err(|_| Error::Busy {
             why: "running requests did not end within limits.drain_ms".into(),
             retry_after_ms: 1000,
         })
     }
 
-    fn pause(&self, loading: &str) {
+    pub(super) fn pause(&self, loading: &str) {
         self.status.send_modify(|status| {
             loading.clone_into(&mut status.loading);
             status.loading_fraction = 0.0;
@@ -293,7 +322,7 @@ impl Service {
     }
 
     /// After a change: the state follows from whether there is a model.
-    fn settle(&self, problem: Option<&Error>) {
+    pub(super) fn settle(&self, problem: Option<&Error>) {
         self.status.send_modify(|status| {
             status.loading.clear();
             status.loading_fraction = 0.0;
@@ -313,7 +342,7 @@ impl Service {
         let status = self.status.borrow();
         self.queue.set_gate(match status.state {
             State::Ready => Gate::Open,
-            State::Loading => Gate::Paused,
+            State::Loading | State::Parked => Gate::Paused,
             State::NoModel => {
                 Gate::Closed(Error::ModelNotLoaded { problem: status.problem.clone() })
             }
@@ -322,15 +351,20 @@ impl Service {
     }
 }
 
+fn unloaded() -> Error {
+    let problem = "it was unloaded on request; load one with `nestctl load`".into();
+    Error::ModelNotLoaded { problem }
+}
+
 /// A daemon that drains stays draining.
-fn set_state(status: &mut Status, state: State) {
+pub(super) fn set_state(status: &mut Status, state: State) {
     if status.state != State::Draining {
         status.state = state;
     }
 }
 
 /// What the plan's size needs, in MiB.
-fn memory_of(plan: &Plan) -> u64 {
+pub(super) fn memory_of(plan: &Plan) -> u64 {
     plan.info.sizes.iter().find(|size| size.name == plan.size).map_or(0, |size| size.memory_mib)
 }
 

@@ -2,35 +2,62 @@
 //! is less.
 //!
 //! sysinfo knows the machine; of control groups it reads the hierarchy's root only, where a service
-//! has no limit, so the daemon's own group is followed here, in both versions.
+//! has no limit, so the daemon's own group is followed here, in both versions. Loads ask it, and the
+//! governor's sensor does.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const MIB: u64 = 1 << 20;
 
+/// What a control group and its ancestors leave, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// The least that could be taken without going over a limit.
+    pub available: u64,
+    /// The lowest limit.
+    pub total: u64,
+}
+
 /// Memory that could be taken right now, in MiB.
 pub(super) fn available_mib() -> u64 {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
     let machine = system.available_memory();
-    let group = fs::read_to_string("/proc/self/cgroup")
-        .ok()
-        .and_then(|groups| cgroup_available(Path::new("/sys/fs/cgroup"), &groups));
-    machine.min(group.unwrap_or(u64::MAX)) / MIB
+    let group = group(Path::new("/proc"), Path::new("/sys"));
+    machine.min(group.map_or(u64::MAX, |group| group.available)) / MIB
 }
 
-/// The least that the group and its ancestors leave, in bytes; none without a limit. `groups` is the
-/// text of /proc/self/cgroup: `hierarchy:controllers:path` lines, v2's with hierarchy 0.
-fn cgroup_available(root: &Path, groups: &str) -> Option<u64> {
-    let mut least: Option<u64> = None;
+/// What the daemon's own control group leaves; none without a limit. The arguments are the roots of
+/// procfs and sysfs.
+#[must_use]
+pub fn group(proc: &Path, sys: &Path) -> Option<Group> {
+    let groups = fs::read_to_string(proc.join("self/cgroup")).ok()?;
+    tightest(&sys.join("fs/cgroup"), &groups)
+}
+
+/// The group of v2 that the text of /proc/self/cgroup names, below the root of control groups.
+#[must_use]
+pub fn unified(root: &Path, groups: &str) -> Option<PathBuf> {
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    Some(unified_root(root).join(path.trim_start_matches('/')))
+}
+
+/// Where v2 is mounted: beside v1 it has a folder of its own.
+fn unified_root(root: &Path) -> PathBuf {
+    let unified = root.join("unified");
+    if unified.is_dir() { unified } else { root.to_owned() }
+}
+
+/// The tightest of the group and its ancestors. `groups` is the text of /proc/self/cgroup:
+/// `hierarchy:controllers:path` lines, v2's with hierarchy 0.
+fn tightest(root: &Path, groups: &str) -> Option<Group> {
+    let mut least: Option<Group> = None;
     for line in groups.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
         let (root, names) = if controllers.is_empty() {
-            let unified = root.join("unified");
-            let root = if unified.is_dir() { unified } else { root.to_owned() };
-            (root, ["memory.max", "memory.current", "inactive_file"])
+            (unified_root(root), ["memory.max", "memory.current", "inactive_file"])
         } else if controllers.split(',').any(|controller| controller == "memory") {
             let names = ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"];
             (root.join("memory"), names)
@@ -39,7 +66,12 @@ fn cgroup_available(root: &Path, groups: &str) -> Option<u64> {
         };
         let mut group: PathBuf = root.join(path.trim_start_matches('/'));
         loop {
-            least = least.into_iter().chain(left(&group, names)).min();
+            if let Some(left) = left(&group, names) {
+                least = Some(least.map_or(left, |least| Group {
+                    available: least.available.min(left.available),
+                    total: least.total.min(left.total),
+                }));
+            }
             if group == root || !group.pop() {
                 break;
             }
@@ -49,11 +81,11 @@ fn cgroup_available(root: &Path, groups: &str) -> Option<u64> {
 }
 
 /// What one group leaves: its limit less what it uses, but for pages that go when memory is needed.
-fn left(group: &Path, [limit, used, inactive]: [&str; 3]) -> Option<u64> {
+fn left(group: &Path, [limit, used, inactive]: [&str; 3]) -> Option<Group> {
     let number = |name: &str| -> Option<u64> {
         fs::read_to_string(group.join(name)).ok()?.trim().parse().ok()
     };
-    let limit = number(limit)?;
+    let total = number(limit)?;
     let used = number(used)?;
     let reclaimable = fs::read_to_string(group.join("memory.stat"))
         .ok()
@@ -62,7 +94,7 @@ fn left(group: &Path, [limit, used, inactive]: [&str; 3]) -> Option<u64> {
             line.split(' ').nth(1)?.parse().ok()
         })
         .unwrap_or(0);
-    Some(limit.saturating_sub(used.saturating_sub(reclaimable)))
+    Some(Group { available: total.saturating_sub(used.saturating_sub(reclaimable)), total })
 }
 
 #[cfg(test)]
@@ -91,9 +123,14 @@ mod tests {
             &[("memory.max", "500\n"), ("memory.current", "110\n"), ("memory.stat", stat)],
         );
         let groups = "0::/system.slice/nestd.service\n";
-        assert_eq!(cgroup_available(root.path(), groups), Some(100));
+        let left = |available, total| Some(Group { available, total });
+        assert_eq!(tightest(root.path(), groups), left(100, 500));
+        assert_eq!(
+            unified(root.path(), groups),
+            Some(root.path().join("system.slice/nestd.service"))
+        );
         fs::write(root.path().join("system.slice/memory.max"), "max\n").unwrap();
-        assert_eq!(cgroup_available(root.path(), groups), Some(420));
+        assert_eq!(tightest(root.path(), groups), left(420, 500));
     }
 
     #[test]
@@ -105,13 +142,13 @@ mod tests {
             &[("memory.limit_in_bytes", "700"), ("memory.usage_in_bytes", "100")],
         );
         let groups = "5:cpu,cpuacct:/x\n4:memory:/box\n";
-        assert_eq!(cgroup_available(root.path(), groups), Some(600));
+        assert_eq!(tightest(root.path(), groups), Some(Group { available: 600, total: 700 }));
     }
 
     #[test]
     fn garbage_is_no_limit() {
         let root = tempfile::tempdir().unwrap();
         group(root.path(), "x", &[("memory.max", "\u{0}a lot"), ("memory.current", "")]);
-        assert_eq!(cgroup_available(root.path(), "0::/x\nnonsense\n\n:::\n"), None);
+        assert_eq!(tightest(root.path(), "0::/x\nnonsense\n\n:::\n"), None);
     }
 }

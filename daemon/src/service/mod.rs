@@ -3,14 +3,15 @@
 //! [`Service`] is the one owner of the daemon's [`Status`]. Every method may be called from any task;
 //! each accepted request has a task of its own until the engine thread takes it over.
 
+mod govern;
 mod load;
-mod memory;
+pub mod memory;
 mod queue;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -18,11 +19,12 @@ use crate::engine::catalog::Catalog;
 use crate::engine::{Handle, Job, Plan};
 use crate::stream::{self, Events, Sink, Stopper};
 use crate::types::{
-    Client, EngineKind, Error, GenerateRequest, Limits, Loaded, Message, State, Status,
+    Client, EngineKind, Error, GenerateRequest, Limits, Loaded, Message, Priority, State, Status,
     check_messages,
 };
 use queue::{Gate, Queue, Running, Ticket};
 
+pub use govern::{Allowance, Chooser, Held};
 pub use load::Listed;
 
 /// What the service takes from the configuration; replaced whole on a reload.
@@ -57,6 +59,16 @@ pub struct Service {
     next_id: AtomicU64,
     /// How the model in memory was loaded.
     held: Mutex<Option<Plan>>,
+    /// The model that left memory and comes back when it is asked for.
+    parked: Mutex<Option<Plan>>,
+    /// What the governor leaves to requests.
+    allowance: RwLock<Allowance>,
+    /// Picks sizes where nobody names one.
+    chooser: RwLock<Option<Chooser>>,
+    /// Whether there are requests.
+    busy: Arc<watch::Sender<bool>>,
+    /// When the last request ended.
+    idle_since: Arc<Mutex<Instant>>,
 }
 
 /// The daemon's state with its load and limits.
@@ -100,6 +112,11 @@ impl Service {
             active: Arc::default(),
             next_id: AtomicU64::new(1),
             held: Mutex::default(),
+            parked: Mutex::default(),
+            allowance: RwLock::default(),
+            chooser: RwLock::default(),
+            busy: Arc::new(watch::Sender::new(false)),
+            idle_since: Arc::new(Mutex::new(Instant::now())),
         })
     }
 
@@ -117,6 +134,8 @@ impl Service {
         if let Some(loaded) = &self.status.borrow().loaded {
             limits.parallel_requests = limits.parallel_requests.min(loaded.parallel_requests);
         }
+        let allowed = self.allowance().max_parallel;
+        limits.parallel_requests = limits.parallel_requests.min(allowed.max(1));
         limits
     }
 
@@ -129,6 +148,10 @@ impl Service {
             // mistral.rs cannot let a request stand still.
             overtaking: matches!(engine, Some(EngineKind::Elastic | EngineKind::Sim)),
         });
+    }
+
+    fn allowance(&self) -> Allowance {
+        self.allowance.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn settings(&self) -> Arc<Settings> {
@@ -157,12 +180,19 @@ impl Service {
     ) -> Result<Events, Error> {
         let settings = self.settings();
         request.check(&settings.limits)?;
+        if request.priority == Priority::Background
+            && let Some(why) = self.allowance().no_background
+        {
+            let why = format!("background requests are not taken now ({why})");
+            return Err(Error::Busy { why, retry_after_ms: 30_000 });
+        }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let ticket = self.queue.enter(id, request.priority)?;
         let (sink, events) = stream::channel(id, settings.buffer_bytes);
-        let active = Active::enter(&self.active, id, sink.stopper());
+        let active = Active::enter(self, id, sink.stopper());
         tracing::info!(request = id, %client, messages = request.messages.len(), "accepted");
         tokio::spawn(Arc::clone(self).run(request, sink, ticket, active));
+        self.wake();
         Ok(events)
     }
 
@@ -221,12 +251,17 @@ impl Service {
     }
 
     /// Counts the tokens of a conversation, template included.
-    pub async fn count_tokens(&self, messages: Vec<Message>) -> Result<u32, Error> {
+    pub async fn count_tokens(self: &Arc<Self>, messages: Vec<Message>) -> Result<u32, Error> {
         check_messages(&messages, &self.settings().limits)?;
         {
             let status = self.status.borrow();
             match status.state {
                 State::Ready => {}
+                State::Parked => {
+                    drop(status);
+                    self.wake();
+                    return Err(loading(""));
+                }
                 State::NoModel => {
                     return Err(Error::ModelNotLoaded { problem: status.problem.clone() });
                 }
@@ -261,7 +296,11 @@ impl Service {
 }
 
 fn loading(model: &str) -> Error {
-    Error::Busy { why: format!("the model {model:?} is being loaded"), retry_after_ms: 1000 }
+    let why = match model {
+        "" => "the model is being loaded".into(),
+        model => format!("the model {model:?} is being loaded"),
+    };
+    Error::Busy { why, retry_after_ms: 1000 }
 }
 
 type ActiveMap = Arc<Mutex<HashMap<u64, Stopper>>>;
@@ -275,12 +314,21 @@ struct Active {
     map: ActiveMap,
     id: u64,
     ended: watch::Sender<()>,
+    busy: Arc<watch::Sender<bool>>,
+    idle_since: Arc<Mutex<Instant>>,
 }
 
 impl Active {
-    fn enter(map: &ActiveMap, id: u64, stopper: Stopper) -> Self {
-        lock(map).insert(id, stopper);
-        Self { map: Arc::clone(map), id, ended: watch::Sender::new(()) }
+    fn enter(service: &Service, id: u64, stopper: Stopper) -> Self {
+        lock(&service.active).insert(id, stopper);
+        service.busy.send_if_modified(|busy| !std::mem::replace(busy, true));
+        Self {
+            map: Arc::clone(&service.active),
+            id,
+            ended: watch::Sender::new(()),
+            busy: Arc::clone(&service.busy),
+            idle_since: Arc::clone(&service.idle_since),
+        }
     }
 
     /// Completes when the request has ended.
@@ -292,6 +340,11 @@ impl Active {
 
 impl Drop for Active {
     fn drop(&mut self) {
-        lock(&self.map).remove(&self.id);
+        let mut map = lock(&self.map);
+        map.remove(&self.id);
+        if map.is_empty() {
+            *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            self.busy.send_replace(false);
+        }
     }
 }

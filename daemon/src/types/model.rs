@@ -71,6 +71,8 @@ pub enum State {
     Loading,
     /// Requests are answered.
     Ready,
+    /// The model left memory and comes back with the next request.
+    Parked,
     /// The daemon is stopping; new requests are refused.
     Draining,
 }

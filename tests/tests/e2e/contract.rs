@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::StreamExt;
 use hyper_util::rt::TokioIo;
 use nestd_client::ask;
-use nestd_proto::dbus::{MANAGER_XML, NAME, PATH, REQUEST_XML};
+use nestd_proto::dbus::{GOVERNOR_XML, MANAGER_XML, NAME, PATH, REQUEST_XML};
 use nestd_tests::{Builder, Daemon, project};
 use prost::Message;
 use prost_types::field_descriptor_proto::{Label, Type};
@@ -97,6 +97,7 @@ async fn the_live_interfaces_are_those_of_the_xml_files() {
     let address = daemon.bus_address();
     let bus = zbus::connection::Builder::address(address.as_str()).build().await.unwrap();
     assert_eq!(live(&bus, PATH, "org.nestd.Manager1").await, written(MANAGER_XML));
+    assert_eq!(live(&bus, PATH, "org.nestd.Governor1").await, written(GOVERNOR_XML));
 
     let client = daemon.dbus().await;
     let _running = client.generate(ask("word ".repeat(500))).await.unwrap();
@@ -123,7 +124,7 @@ async fn the_live_interfaces_are_those_of_the_xml_files() {
 async fn reflection_tells_the_written_contract() {
     let daemon = Builder::sim().without_bus().start();
     let mut files = BTreeMap::new();
-    for service in ["Inference", "Models", "Status"] {
+    for service in ["Governor", "Inference", "Models", "Status"] {
         for file in reflect(channel(&daemon).await, &format!("nestd.v1.{service}")).await {
             files.insert(file.name().to_owned(), file);
         }
@@ -235,7 +236,9 @@ fn describe_enum(scope: &str, kind: &EnumDescriptorProto, lines: &mut BTreeSet<S
 async fn health_is_served() {
     let daemon = Builder::sim().without_bus().start();
     let mut health = HealthClient::new(channel(&daemon).await);
-    for service in ["", "nestd.v1.Inference", "nestd.v1.Models", "nestd.v1.Status"] {
+    for service in
+        ["", "nestd.v1.Governor", "nestd.v1.Inference", "nestd.v1.Models", "nestd.v1.Status"]
+    {
         let request = HealthCheckRequest { service: service.into() };
         let reply = health.check(request).await.unwrap().into_inner();
         assert_eq!(reply.status().as_str_name(), "SERVING", "{service:?}");

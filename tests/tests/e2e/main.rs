@@ -7,6 +7,7 @@ mod cancel;
 mod contract;
 mod elastic;
 mod errors;
+mod governor;
 mod hostile;
 #[cfg(feature = "mistralrs")]
 mod mistralrs;

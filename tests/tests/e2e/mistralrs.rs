@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use futures::StreamExt;
 use nestd_client::v1::{
-    ErrorReason, FinishReason, Sampling, State, Stopping, generate_event::Event,
+    ErrorReason, FinishReason, GenerateRequest, Role, Sampling, State, Stopping,
+    generate_event::Event,
 };
-use nestd_client::{Client, ask};
+use nestd_client::{Client, ask, message};
 use nestd_tests::{Builder, Daemon, collect, finished, project, text, until};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -190,6 +191,73 @@ async fn answers_are_right_whoever_else_asks() {
     let right: Vec<bool> = futures::stream::iter(asked).buffer_unordered(4).collect().await;
     let wrong = right.iter().filter(|right| !**right).count();
     assert!(wrong == 0, "{wrong} of {} are wrong", right.len());
+}
+
+/// The questions of the reference chats, and every 25th of the held-out ones, asked greedily.
+fn questions() -> Vec<GenerateRequest> {
+    let folder = project().join("models/demo");
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    let references: serde_json::Value =
+        serde_json::from_str(&read("references/references.json")).unwrap();
+    let held_out = read("eval.jsonl");
+    let held_out = held_out.lines().step_by(25).map(|line| serde_json::from_str(line).unwrap());
+    let chats: Vec<serde_json::Value> =
+        references["chats"].as_array().unwrap().iter().cloned().chain(held_out).collect();
+    let turn = |turn: &serde_json::Value| {
+        let role = match turn["role"].as_str().unwrap() {
+            "system" => Role::System,
+            "assistant" => Role::Assistant,
+            _ => Role::User,
+        };
+        message(role, turn["content"].as_str().unwrap())
+    };
+    let request = |chat: &serde_json::Value| GenerateRequest {
+        messages: chat["messages"].as_array().unwrap().iter().map(turn).collect(),
+        sampling: Some(Sampling { temperature: Some(0.0), ..Default::default() }),
+        ..Default::default()
+    };
+    chats.iter().map(request).collect()
+}
+
+/// The elastic engine reads the shipped Q8_0 file, mistral.rs the F16 weights that it was made from. The
+/// questions were not chosen by their answers.
+#[tokio::test]
+async fn greedy_answers_are_those_of_the_elastic_engine_at_every_size() {
+    let (_folder, _daemon, client) = demo().await;
+    let shipped = project().join("models/demo").canonicalize().unwrap();
+    let files = tempfile::tempdir().unwrap();
+    symlink(shipped.join("nestd-demo-Q8_0.gguf"), files.path().join("demo.gguf")).unwrap();
+    symlink(shipped.join("hf/sizes.csv"), files.path().join("demo.sizes.csv")).unwrap();
+    let other_daemon = builder(files.path()).start();
+    let other = other_daemon.grpc().await;
+    assert_eq!(until_settled(&other).await, State::Ready);
+    let (status, other_status) = (client.status().await.unwrap(), other.status().await.unwrap());
+    assert_eq!((&*status.engine, &*other_status.engine), ("mistralrs", "elastic"));
+    assert_eq!(status.available_sizes, other_status.available_sizes);
+    assert_eq!(status.available_sizes.len(), 5);
+
+    let questions = questions();
+    assert!(questions.len() >= 30, "{} questions", questions.len());
+    let mut differ = Vec::new();
+    for size in &status.available_sizes {
+        for client in [&client, &other] {
+            switch(client, size).await;
+        }
+        for request in &questions {
+            let mut answers = Vec::new();
+            for client in [&client, &other] {
+                let events = collect(client.generate(request.clone()).await.unwrap());
+                let events = events.await.unwrap();
+                let end = finished(&events);
+                assert_eq!(end.sizes, [size.as_str()]);
+                answers.push((text(&events), end.reason(), end.usage.unwrap().prompt_tokens));
+            }
+            if answers[0] != answers[1] {
+                differ.push(format!("{size}: {answers:?} to {:?}", request.messages.last()));
+            }
+        }
+    }
+    assert!(differ.is_empty(), "{} answers differ:\n{}", differ.len(), differ.join("\n"));
 }
 
 /// What the status says when the demo model was damaged or the settings do not fit.

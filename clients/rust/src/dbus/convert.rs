@@ -175,6 +175,7 @@ impl TryFrom<Status> for StatusReport {
             "no-model" => State::NoModel,
             "loading" => State::Loading,
             "ready" => State::Ready,
+            "parked" => State::Parked,
             "draining" => State::Draining,
             other => return Err(Error::Unexpected(format!("nestd is in a state {other:?}"))),
         };

@@ -1,8 +1,9 @@
 //! The D-Bus half: method calls of `org.nestd.Manager1` with the vocabulary of `nestd.v1`. `Client`
-//! calls it. Requests under way are in `request`, the status stream in `watch`, and what the values
-//! look like on the bus in `convert`.
+//! calls it. Requests under way are in `request`, `org.nestd.Governor1` in `governor`, the streams of
+//! reports in `watch`, and what the values look like on the bus in `convert`.
 
 mod convert;
+mod governor;
 mod request;
 mod watch;
 
@@ -24,9 +25,10 @@ use nestd_proto::{
 use serde::de::DeserializeOwned;
 use zbus::{Connection, Fd, Type, names::UniqueName, wire::DynamicType};
 
-use crate::{Error, Events, Fractions, Reports};
+use crate::{Error, Events, Fractions, GovernorReports, Reports};
 
 pub(crate) const MANAGER: &str = "org.nestd.Manager1";
+pub(crate) const GOVERNOR: &str = "org.nestd.Governor1";
 const BUS: &str = "org.freedesktop.DBus";
 
 /// Which message bus.
@@ -96,6 +98,11 @@ impl Dbus {
     /// See [`crate::Client::watch_status`].
     pub async fn watch_status(&self) -> Result<Reports, Error> {
         watch::status(self.clone()).await
+    }
+
+    /// See [`crate::Client::watch_governor`].
+    pub async fn watch_governor(&self) -> Result<GovernorReports, Error> {
+        watch::governor(self.clone()).await
     }
 
     /// See [`crate::Client::generate`].

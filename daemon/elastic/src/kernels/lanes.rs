@@ -5,6 +5,7 @@
 //! target features (see the `table` macro), so that one package holds the code of all of them.
 
 #![allow(unsafe_code, reason = "vector instructions that only some CPUs have")]
+#![allow(clippy::inline_always, reason = "must take on the caller's target features")]
 
 /// Registers of `N` lanes of 32 bits.
 ///
@@ -20,6 +21,8 @@ pub(super) trait Lanes: Copy {
     const N: usize;
     /// Whether `dp` takes the first factor as signed bytes; unsigned ones otherwise.
     const SIGNED: bool;
+    /// Whether `dp_pair` is there, which has the products of two rows with two tokens at once.
+    const PAIRS: bool = false;
 
     unsafe fn prefetch(p: *const u8);
 
@@ -76,6 +79,28 @@ pub(super) trait Lanes: Copy {
     unsafe fn dp(acc: Self::I, weights: Self::I, x: Self::I) -> Self::I;
     /// The same for weights of 8 bits.
     unsafe fn dp_wide(acc: Self::I, weights: Self::I, x: Self::I) -> Self::I;
+    /// Registers with 4 columns of every row become such with 8 columns of half of the rows.
+    #[inline(always)]
+    unsafe fn zip(a: Self::I, b: Self::I) -> [Self::I; 2] {
+        [a, b]
+    }
+    /// The two sums of `dp_pair` as those of the first token and of the second, a row in each lane.
+    #[inline(always)]
+    unsafe fn unzip(a: Self::I, b: Self::I) -> [Self::I; 2] {
+        [a, b]
+    }
+    /// 8 bytes of one token and 8 of another.
+    #[inline(always)]
+    unsafe fn two(_first: *const i8, _second: *const i8) -> Self::I {
+        // SAFETY: a value operation.
+        unsafe { Self::splat_i(0) }
+    }
+    /// The products of 8 columns of two rows with two tokens, added to [row 0 token 0, row 0 token 1,
+    /// row 1 token 0, row 1 token 1].
+    #[inline(always)]
+    unsafe fn dp_pair(acc: Self::I, _weights: Self::I, _x: Self::I) -> Self::I {
+        acc
+    }
     /// 16 bytes of each of `N` rows at `offset`: register k holds the k-th four bytes of every row.
     unsafe fn gather(rows: *const *const u8, offset: usize) -> [Self::I; 4];
     /// Two bytes of each of `N` rows at `offset`, zero-extended.

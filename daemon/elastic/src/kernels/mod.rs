@@ -120,6 +120,9 @@ impl Kernels {
             all.push(&neon::plain::TABLE);
             if std::arch::is_aarch64_feature_detected!("dotprod") {
                 all.push(&neon::dotprod::TABLE);
+                if std::arch::is_aarch64_feature_detected!("i8mm") {
+                    all.push(&neon::i8mm::TABLE);
+                }
             }
         }
         all

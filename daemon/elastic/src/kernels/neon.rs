@@ -1,5 +1,5 @@
-//! The vector operations with NEON: 4 lanes, and two tables, for CPUs with and without the int8 dot
-//! products of Armv8.2.
+//! The vector operations with NEON: 4 lanes, and three tables, for CPUs without and with the int8 dot
+//! products of Armv8.2, and with the int8 matrix products of Armv8.6.
 
 #![allow(unsafe_code, reason = "vector instructions, checked for before the table is handed out")]
 #![allow(clippy::inline_always, reason = "must take on the caller's target features")]
@@ -12,7 +12,7 @@ use std::arch::asm;
 use crate::kernels::lanes::{Lanes, operations};
 
 #[derive(Clone, Copy)]
-pub(super) struct Neon<const DOT: bool>;
+pub(super) struct Neon<const DOT: bool, const PAIRS: bool>;
 
 type F = float32x4_t;
 type I = int32x4_t;
@@ -96,11 +96,26 @@ unsafe fn dp<const DOT: bool>(acc: I, weights: I, x: I) -> I {
     }
 }
 
-impl<const DOT: bool> Lanes for Neon<DOT> {
+#[inline(always)]
+unsafe fn dp_pair<const PAIRS: bool>(acc: I, weights: I, x: I) -> I {
+    let mut sum = acc;
+    if PAIRS {
+        // SAFETY: a value operation of Armv8.6; PAIRS says that the CPU has it.
+        unsafe {
+            // The intrinsic is not stable in Rust 1.90.
+            asm!("smmla {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) sum, in(vreg) weights,
+                in(vreg) x, options(pure, nomem, nostack, preserves_flags));
+        }
+    }
+    sum
+}
+
+impl<const DOT: bool, const PAIRS: bool> Lanes for Neon<DOT, PAIRS> {
     type F = F;
     type I = I;
     const N: usize = 4;
     const SIGNED: bool = true;
+    const PAIRS: bool = PAIRS;
 
     operations! {
         fn prefetch(p: *const u8) = prefetch(p);
@@ -141,6 +156,11 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
         fn store_i8(p: *mut i8, a: I) = store_i8(p, a);
         fn dp(acc: I, weights: I, x: I) -> I = dp::<DOT>(acc, weights, x);
         fn dp_wide(acc: I, weights: I, x: I) -> I = dp::<DOT>(acc, weights, x);
+        fn zip(a: I, b: I) -> [I; 2] = [vzip1q_s32(a, b), vzip2q_s32(a, b)];
+        fn unzip(a: I, b: I) -> [I; 2] = [vuzp1q_s32(a, b), vuzp2q_s32(a, b)];
+        fn two(first: *const i8, second: *const i8) -> I =
+            vreinterpretq_s32_s8(vcombine_s8(vld1_s8(first), vld1_s8(second)));
+        fn dp_pair(acc: I, weights: I, x: I) -> I = dp_pair::<PAIRS>(acc, weights, x);
     }
 
     #[inline(always)]
@@ -178,10 +198,15 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
 
 /// Without dot products.
 pub(super) mod plain {
-    crate::kernels::lanes::table!(super::Neon<false>, "neon", "neon");
+    crate::kernels::lanes::table!(super::Neon<false, false>, "neon", "neon");
 }
 
 /// With dot products.
 pub(super) mod dotprod {
-    crate::kernels::lanes::table!(super::Neon<true>, "dotprod", "neon,dotprod");
+    crate::kernels::lanes::table!(super::Neon<true, false>, "dotprod", "neon,dotprod");
+}
+
+/// With dot products for single tokens and matrix products for several.
+pub(super) mod i8mm {
+    crate::kernels::lanes::table!(super::Neon<true, true>, "i8mm", "neon,dotprod,i8mm");
 }

@@ -21,6 +21,8 @@ use crate::kernels::pack::{BLOCKS, Pack, STRETCH, Tile};
 use crate::kernels::{Input, Out, Rows};
 use crate::tensor::Matrix;
 
+/// Fewer tokens are multiplied one by one: for them it does not pay to rearrange the weights.
+const PAIRED: usize = 4;
 /// Tokens whose sums are kept at once; a band is unpacked again for the next ones.
 const TOKENS: usize = 128;
 
@@ -31,6 +33,106 @@ const STREAM: usize = 24576;
 /// Rows of the largest band.
 const MOST_ROWS: usize = 32;
 
+/// Sums of integers of each half of a block.
+type Halves<I, const R: usize, const T: usize> = [[[I; R]; T]; 2];
+
+/// The products of one block; the second half's sums go on with the first's where one scale serves both.
+///
+/// # Safety
+/// As for `multiply`.
+#[inline(always)]
+unsafe fn products<L: Lanes, P: Pack, const R: usize, const T: usize>(
+    tiles: *const Tile<L>,
+    block: usize,
+    x: Activations,
+) -> Halves<L::I, R, T> {
+    // SAFETY: the caller vouches for the pointers.
+    unsafe {
+        let mut halves = [[[L::splat_i(0); R]; T]; 2];
+        for half in 0..2 {
+            if half == 1 && !P::HALVES {
+                halves[1] = halves[0];
+            }
+            for k in 4 * half..4 * half + 4 {
+                let mut weights = [L::splat_i(0); R];
+                for r in 0..R {
+                    weights[r] = (*tiles.add(r)).weights[block][k];
+                }
+                for t in 0..T {
+                    let x = L::splat_i(x.columns(t, block, k).cast::<i32>().read_unaligned());
+                    for r in 0..R {
+                        let acc = &mut halves[half][t][r];
+                        *acc = if P::WIDE {
+                            L::dp_wide(*acc, weights[r], x)
+                        } else {
+                            L::dp(*acc, weights[r], x)
+                        };
+                    }
+                }
+            }
+        }
+        halves
+    }
+}
+
+/// The same of a tile that was paired, two tokens at a time; an odd last one is taken twice.
+///
+/// # Safety
+/// As for `multiply`.
+#[inline(always)]
+unsafe fn products_by_pairs<L: Lanes, P: Pack, const R: usize, const T: usize>(
+    tiles: *const Tile<L>,
+    block: usize,
+    x: Activations,
+) -> Halves<L::I, R, T> {
+    // SAFETY: the caller vouches for the pointers.
+    unsafe {
+        let mut halves = [[[L::splat_i(0); R]; T]; 2];
+        for t in (0..T).step_by(2) {
+            let other = (t + 1).min(T - 1);
+            let mut sums = [[L::splat_i(0); 2]; R];
+            for half in 0..2 {
+                if half == 1 && P::HALVES {
+                    sums = [[L::splat_i(0); 2]; R];
+                }
+                for k in [4 * half, 4 * half + 2] {
+                    let x = L::two(x.columns(t, block, k), x.columns(other, block, k));
+                    for r in 0..R {
+                        let weights = &raw const (*tiles.add(r)).weights[block];
+                        sums[r][0] = L::dp_pair(sums[r][0], (*weights)[k], x);
+                        sums[r][1] = L::dp_pair(sums[r][1], (*weights)[k + 1], x);
+                    }
+                }
+                if half == 1 || P::HALVES {
+                    for r in 0..R {
+                        let [first, second] = L::unzip(sums[r][0], sums[r][1]);
+                        halves[half][other][r] = second;
+                        halves[half][t][r] = first;
+                    }
+                }
+            }
+        }
+        halves
+    }
+}
+
+/// Rearranges a tile for `products_by_pairs`.
+///
+/// # Safety
+/// The tile has that many blocks.
+#[inline(always)]
+unsafe fn pair<L: Lanes>(tile: *mut Tile<L>, blocks: usize) {
+    // SAFETY: the caller vouches for the tile.
+    unsafe {
+        for block in 0..blocks {
+            let weights = &raw mut (*tile).weights[block];
+            for k in [0, 2, 4, 6] {
+                [(*weights)[k], (*weights)[k + 1]] = L::zip((*weights)[k], (*weights)[k + 1]);
+            }
+        }
+    }
+}
+
 /// Adds the products of `T` tokens with `R` tiles to their sums.
 ///
 /// # Safety
@@ -40,6 +142,7 @@ const MOST_ROWS: usize = 32;
 unsafe fn multiply<L: Lanes, P: Pack, const R: usize, const T: usize>(
     tiles: *const Tile<L>,
     blocks: usize,
+    paired: bool,
     x: Activations,
     acc: *mut L::F,
 ) {
@@ -51,35 +154,12 @@ unsafe fn multiply<L: Lanes, P: Pack, const R: usize, const T: usize>(
                 sums[t][r] = *acc.add(t * R + r);
             }
         }
-        let four = |t: usize, block: usize, k: usize| {
-            let p = x.q.add(t * x.cols + 32 * block + 4 * k);
-            L::splat_i(p.cast::<i32>().read_unaligned())
-        };
         for block in 0..blocks {
-            let mut halves = [[[L::splat_i(0); R]; T]; 2];
-            for half in 0..2 {
-                // Where one scale serves both halves, the second goes on with the first's sums.
-                if half == 1 && !P::HALVES {
-                    halves[1] = halves[0];
-                }
-                for k in 4 * half..4 * half + 4 {
-                    let mut weights = [L::splat_i(0); R];
-                    for r in 0..R {
-                        weights[r] = (*tiles.add(r)).weights[block][k];
-                    }
-                    for t in 0..T {
-                        let x = four(t, block, k);
-                        for r in 0..R {
-                            let acc = &mut halves[half][t][r];
-                            *acc = if P::WIDE {
-                                L::dp_wide(*acc, weights[r], x)
-                            } else {
-                                L::dp(*acc, weights[r], x)
-                            };
-                        }
-                    }
-                }
-            }
+            let halves = if L::PAIRS && paired {
+                products_by_pairs::<L, P, R, T>(tiles, block, x)
+            } else {
+                products::<L, P, R, T>(tiles, block, x)
+            };
             for t in 0..T {
                 let at = t * (x.cols / 32) + block;
                 let scale = L::splat(*x.scales.add(at));
@@ -121,6 +201,16 @@ struct Activations {
 }
 
 impl Activations {
+    /// From the k-th four columns of a block on.
+    ///
+    /// # Safety
+    /// The input has that token and block.
+    #[inline(always)]
+    unsafe fn columns(&self, token: usize, block: usize, k: usize) -> *const i8 {
+        // SAFETY: the caller vouches for the place.
+        unsafe { self.q.add(token * self.cols + 32 * block + 4 * k) }
+    }
+
     /// # Safety
     /// The input has that token and column.
     #[inline(always)]
@@ -184,6 +274,7 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
     unsafe {
         for first in (0..x.tokens()).step_by(TOKENS) {
             let tokens = (x.tokens() - first).min(TOKENS);
+            let paired = L::PAIRS && tokens >= PAIRED;
             for i in 0..tokens * R {
                 acc.add(i).write(L::splat(0.0));
             }
@@ -202,16 +293,19 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
                 for r in 0..R {
                     let rows = rows.as_ptr().add(r * L::N);
                     P::unpack::<L>(rows, stretch * step, count, tiles.add(r));
+                    if paired {
+                        pair(tiles.add(r), count);
+                    }
                 }
                 let mut token = 0;
                 while token < tokens {
                     let at = Activations::at(x, first + token, stretch * STRETCH);
                     let acc = acc.add(token * R);
                     match (tokens - token).min(T) {
-                        1 => multiply::<L, P, R, 1>(tiles, count, at, acc),
-                        2 => multiply::<L, P, R, 2>(tiles, count, at, acc),
-                        3 => multiply::<L, P, R, 3>(tiles, count, at, acc),
-                        _ => multiply::<L, P, R, 4>(tiles, count, at, acc),
+                        1 => multiply::<L, P, R, 1>(tiles, count, paired, at, acc),
+                        2 => multiply::<L, P, R, 2>(tiles, count, paired, at, acc),
+                        3 => multiply::<L, P, R, 3>(tiles, count, paired, at, acc),
+                        _ => multiply::<L, P, R, 4>(tiles, count, paired, at, acc),
                     }
                     token += T;
                 }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use zbus::{OwnedVariant, Str, Variant};
 
 use crate::api::later;
+use crate::governor::Wish;
 use crate::service::{Listed, Report};
 use crate::types::{
     EngineKind, Error, FinishReason, Finished, Message, Part, Priority, Role, Sampling, State,
@@ -109,6 +110,21 @@ pub(super) fn load_options(options: Options) -> Result<(String, Option<String>),
     Ok((size, handle_token))
 }
 
+/// What the options of `Hold` say.
+pub(super) fn wish(options: Options) -> Result<Wish, Error> {
+    let mut wish = Wish::default();
+    for (key, value) in options {
+        match key.as_str() {
+            "min_size" => wish.min_size = take(&key, value)?,
+            "max_size" => wish.max_size = take(&key, value)?,
+            "no_background" => wish.no_background = take(&key, value)?,
+            "reason" => wish.reason = take(&key, value)?,
+            _ => return Err(unknown(key)),
+        }
+    }
+    Ok(wish)
+}
+
 fn unknown(key: String) -> Error {
     Error::invalid(key, "is not an option of this call")
 }
@@ -169,6 +185,7 @@ pub(super) fn state(status: &Status) -> &'static str {
         State::NoModel => "no-model",
         State::Loading => "loading",
         State::Ready => "ready",
+        State::Parked => "parked",
         State::Draining => "draining",
     }
 }

@@ -1,25 +1,24 @@
 //! `org.nestd.Manager1`: decode, call the service, encode. The documentation of each member is in
 //! proto/dbus/org.nestd.Manager1.xml, which a test compares with the live interface.
 
-use std::sync::Arc;
-
 use tokio_util::task::TaskTracker;
 use zbus::message::Header;
 use zbus::object_server::ResponseDispatchNotifier;
-use zbus::{Connection, OwnedFd, OwnedObjectPath, fdo, interface};
+use zbus::{Connection, OwnedFd, OwnedObjectPath, interface};
 
+use super::caller::caller;
 use super::convert::{self, Dict, Messages, Options};
 use super::error::Failure;
 use super::handles::{Handle, Handles};
 use super::pipe::Pipe;
 use super::request;
-use crate::service::Service;
+use crate::api::Core;
 use crate::stream::Events;
-use crate::types::{Client, Error, GenerateRequest};
+use crate::types::{Client, GenerateRequest};
 
 /// The object at `/org/nestd/Nestd1`.
 pub(super) struct Manager {
-    pub(super) service: Arc<Service>,
+    pub(super) core: Core,
     pub(super) handles: Handles,
     /// The requests whose callers have not been told their end.
     pub(super) telling: TaskTracker,
@@ -39,38 +38,38 @@ impl Manager {
 
     #[zbus(property)]
     fn state(&self) -> String {
-        convert::state(&self.service.report().status).into()
+        convert::state(&self.core.service.report().status).into()
     }
 
     #[zbus(property)]
     fn model(&self) -> String {
-        self.service.report().status.model().into()
+        self.core.service.report().status.model().into()
     }
 
     #[zbus(property)]
     fn engine(&self) -> String {
-        let loaded = self.service.report().status.loaded;
+        let loaded = self.core.service.report().status.loaded;
         loaded.map_or_else(String::new, |loaded| loaded.engine.name().into())
     }
 
     #[zbus(property)]
     fn active_size(&self) -> String {
-        self.service.report().status.loaded.map_or_else(String::new, |loaded| loaded.size)
+        self.core.service.report().status.loaded.map_or_else(String::new, |loaded| loaded.size)
     }
 
     #[zbus(property)]
     fn available_sizes(&self) -> Vec<String> {
-        self.service.report().status.loaded.map_or_else(Vec::new, |loaded| loaded.sizes)
+        self.core.service.report().status.loaded.map_or_else(Vec::new, |loaded| loaded.sizes)
     }
 
     #[zbus(property)]
     fn problem(&self) -> String {
-        self.service.report().status.problem
+        self.core.service.report().status.problem
     }
 
     #[zbus(out_args("status"))]
     fn get_status(&self) -> Dict {
-        convert::report(&self.service.report())
+        convert::report(&self.core.service.report())
     }
 
     #[zbus(out_args("request"))]
@@ -99,12 +98,12 @@ impl Manager {
 
     #[zbus(out_args("tokens"))]
     async fn count_tokens(&self, messages: Messages) -> Result<u32, Failure> {
-        Ok(self.service.count_tokens(convert::messages(messages)?).await?)
+        Ok(self.core.service.count_tokens(convert::messages(messages)?).await?)
     }
 
     #[zbus(out_args("models"))]
     async fn list_models(&self) -> Result<Vec<Dict>, Failure> {
-        Ok(self.service.models().await?.iter().map(convert::model).collect())
+        Ok(self.core.service.models().await?.iter().map(convert::model).collect())
     }
 
     #[zbus(out_args("request"))]
@@ -116,8 +115,8 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<NewRequest, Failure> {
         let (size, token) = convert::load_options(options)?;
-        let (handle, client) = self.caller(token, &header, connection).await?;
-        let events = self.service.load(&client, &model, &size).await?;
+        let (handle, client) = caller(&self.handles, token, &header, connection).await?;
+        let events = self.core.governor.load(&client, &model, &size).await?;
         self.announce(handle, events, None, client, connection).await
     }
 
@@ -126,8 +125,8 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), Failure> {
-        let (_handle, client) = self.caller(None, &header, connection).await?;
-        Ok(self.service.unload(&client).await?)
+        let (_handle, client) = caller(&self.handles, None, &header, connection).await?;
+        Ok(self.core.service.unload(&client).await?)
     }
 }
 
@@ -148,35 +147,10 @@ impl Manager {
             priority: options.priority,
             stopping: options.stopping,
         };
-        let (handle, client) = self.caller(options.handle_token, header, connection).await?;
-        let events = self.service.generate(&client, request)?;
+        let (handle, client) =
+            caller(&self.handles, options.handle_token, header, connection).await?;
+        let events = self.core.service.generate(&client, request)?;
         self.announce(handle, events, pipe, client, connection).await
-    }
-
-    /// Takes a path for the caller, and asks the bus who that is. In this order: a caller that leaves
-    /// before the bus answers is refused, one that leaves later finds its path in the list.
-    async fn caller(
-        &self,
-        token: Option<String>,
-        header: &Header<'_>,
-        connection: &Connection,
-    ) -> Result<(Handle, Client), Failure> {
-        let unknown = || Error::NotAllowed { what: "a call without a sender".into() };
-        let sender = header.sender().ok_or_else(unknown)?;
-        let handle = self.handles.take(sender, token)?;
-        let credentials = fdo::DBusProxy::new(connection)
-            .await?
-            .get_connection_credentials(sender.into())
-            .await
-            .map_err(|error| Error::NotAllowed {
-                what: format!("the bus does not know the caller: {error}"),
-            })?;
-        let client = Client {
-            uid: credentials.unix_user_id(),
-            pid: credentials.process_id(),
-            name: sender.to_string(),
-        };
-        Ok((handle, client))
     }
 
     /// Puts the request's object on the bus; its signals begin when the reply with its path is out.

@@ -1,10 +1,12 @@
-//! The D-Bus API: `org.nestd.Manager1`, and an `org.nestd.Request1` for each request.
+//! The D-Bus API: `org.nestd.Manager1` and `org.nestd.Governor1`, and an `org.nestd.Request1` for each request.
 //!
 //! `app` connects, then spawns [`Server::run`]; when that ends, the bus is gone, and so is the
 //! daemon. Every method call runs in a task of its own (zbus's), and so does every request.
 
+mod caller;
 mod convert;
 mod error;
+mod governor;
 mod handles;
 mod manager;
 mod pipe;
@@ -12,21 +14,22 @@ mod request;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use nestd_proto::dbus::{NAME, PATH};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio_util::task::TaskTracker;
 use zbus::connection::Builder;
 use zbus::fdo::{self, RequestNameFlags, RequestNameReply};
 use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
-use zbus::{Connection, Variant};
+use zbus::{Connection, OwnedVariant, Variant};
 
-use crate::service::Service;
+use crate::api::Core;
+use crate::governor::{Change, Report};
 use crate::types::Status;
+use governor::Governor;
 use handles::Handles;
 use manager::Manager;
 
@@ -40,6 +43,8 @@ pub struct Server {
     telling: TaskTracker,
     names: fdo::NameOwnerChangedStream,
     status: watch::Receiver<Status>,
+    governor: watch::Receiver<Report>,
+    changes: broadcast::Receiver<Change>,
 }
 
 /// Which bus to be on.
@@ -54,11 +59,13 @@ pub enum Bus<'a> {
 
 impl Server {
     /// Connects, puts the object in place, and then takes the name.
-    pub async fn connect(bus: Bus<'_>, service: Arc<Service>) -> zbus::Result<Self> {
+    pub async fn connect(bus: Bus<'_>, core: Core) -> zbus::Result<Self> {
         let handles = Handles::default();
-        let status = service.watch();
+        let status = core.service.watch();
+        let (report, changes) = (core.governor.watch(), core.governor.changes());
+        let governor = Governor::new(core.governor.clone(), handles.clone());
         let telling = TaskTracker::new();
-        let manager = Manager { service, handles: handles.clone(), telling: telling.clone() };
+        let manager = Manager { core, handles: handles.clone(), telling: telling.clone() };
         let builder = match bus {
             Bus::System => Builder::system(),
             Bus::Session => Builder::session(),
@@ -66,6 +73,8 @@ impl Server {
         };
         let connection =
             builder.method_timeout(BUS_ANSWERS).serve_at(PATH, manager).build().await?;
+        // Before the name is taken: nobody can call yet.
+        connection.object_server().at(PATH, governor).await?;
         let names = fdo::DBusProxy::new(&connection)
             .await?
             .receive_name_owner_changed_with_args(&[(2, "")])
@@ -79,7 +88,7 @@ impl Server {
                 )));
             }
         }
-        Ok(Self { connection, handles, telling, names, status })
+        Ok(Self { connection, handles, telling, names, status, governor: report, changes })
     }
 
     /// Completes when every caller has been told the end of its requests; for the daemon's stop.
@@ -94,8 +103,10 @@ impl Server {
     /// Tells the bus what changes, and forgets callers that leave it. Returns when the bus is gone.
     pub async fn run(mut self) -> zbus::Result<()> {
         let emitter = SignalEmitter::new(&self.connection, PATH)?;
-        let mut told: HashMap<_, _> =
-            convert::properties(&self.status.borrow_and_update()).into_iter().collect();
+        let now = convert::properties(&self.status.borrow_and_update()).to_vec();
+        let mut manager = Told::new("org.nestd.Manager1", now);
+        let now = governor::properties(&self.governor.borrow_and_update())?;
+        let mut governor = Told::new("org.nestd.Governor1", now);
         loop {
             tokio::select! {
                 left = self.names.next() => {
@@ -105,21 +116,54 @@ impl Server {
                     self.handles.left(left.args()?.name());
                 }
                 Ok(()) = self.status.changed() => {
-                    let now = convert::properties(&self.status.borrow_and_update());
-                    let mut changed: HashMap<&str, Variant<'_>> = HashMap::new();
-                    for (name, value) in now {
-                        if told.get(name) != Some(&value) {
-                            changed.insert(name, Variant::try_from(&value)?.try_to_owned()?.into());
-                            told.insert(name, value);
-                        }
-                    }
-                    if !changed.is_empty() {
-                        let interface = InterfaceName::try_from("org.nestd.Manager1")?;
-                        let none = Cow::Borrowed(&[][..]);
-                        fdo::Properties::properties_changed(&emitter, interface, changed, none).await?;
-                    }
+                    let now = convert::properties(&self.status.borrow_and_update()).to_vec();
+                    manager.tell(&emitter, now).await?;
+                }
+                Ok(()) = self.governor.changed() => {
+                    let now = governor::properties(&self.governor.borrow_and_update())?;
+                    governor.tell(&emitter, now).await?;
+                }
+                // One that was missed while there were too many is no loss: LastChange has the newest.
+                Ok(Change { from, to, reason, duration_us }) = self.changes.recv() => {
+                    let reason = convert::clean(&reason);
+                    Governor::size_changed(&emitter, &from, &to, &reason, duration_us).await?;
                 }
             }
         }
+    }
+}
+
+/// The properties of an interface, as the bus was told them.
+struct Told {
+    interface: &'static str,
+    values: HashMap<&'static str, OwnedVariant>,
+}
+
+impl Told {
+    fn new(interface: &'static str, now: Vec<(&'static str, OwnedVariant)>) -> Self {
+        Self { interface, values: now.into_iter().collect() }
+    }
+
+    /// Tells the bus what has changed, and what is gone.
+    async fn tell(
+        &mut self,
+        emitter: &SignalEmitter<'_>,
+        now: Vec<(&'static str, OwnedVariant)>,
+    ) -> zbus::Result<()> {
+        let mut changed: HashMap<&str, Variant<'_>> = HashMap::new();
+        let mut gone: Vec<_> = self.values.keys().copied().collect();
+        gone.retain(|name| !now.iter().any(|(known, _)| known == name));
+        self.values.retain(|name, _| !gone.contains(name));
+        for (name, value) in now {
+            if self.values.get(name) != Some(&value) {
+                changed.insert(name, Variant::try_from(&value)?.try_to_owned()?.into());
+                self.values.insert(name, value);
+            }
+        }
+        if changed.is_empty() && gone.is_empty() {
+            return Ok(());
+        }
+        let interface = InterfaceName::try_from(self.interface)?;
+        fdo::Properties::properties_changed(emitter, interface, changed, Cow::Owned(gone)).await
     }
 }

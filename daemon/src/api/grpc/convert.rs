@@ -133,6 +133,7 @@ pub(super) fn report(report: Report) -> v1::StatusReport {
         State::NoModel => v1::State::NoModel,
         State::Loading => v1::State::Loading,
         State::Ready => v1::State::Ready,
+        State::Parked => v1::State::Parked,
         State::Draining => v1::State::Draining,
     };
     let context_tokens = status.loaded.as_ref().map_or(0, |loaded| loaded.context_tokens);

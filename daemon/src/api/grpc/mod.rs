@@ -5,13 +5,13 @@
 
 mod convert;
 pub(crate) mod error;
+mod governor;
 mod services;
 
 use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use nestd_proto::v1;
 use nix::unistd::{Gid, Group, chown};
@@ -20,7 +20,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport;
 
-use crate::service::Service;
+use crate::api::Core;
 use services::Api;
 
 /// A request is its text, at most this much over it.
@@ -67,12 +67,13 @@ impl Server {
     /// Serves until `stop` is cancelled; then ends the streams that watch, and waits for the rest.
     pub async fn run(
         self,
-        service: Arc<Service>,
+        core: Core,
         prompt_bytes: u32,
         stop: CancellationToken,
     ) -> io::Result<()> {
-        let api = Api { service, stop: stop.clone() };
+        let api = Api { core, stop: stop.clone() };
         let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<v1::governor_server::GovernorServer<Api>>().await;
         health.set_serving::<v1::inference_server::InferenceServer<Api>>().await;
         health.set_serving::<v1::models_server::ModelsServer<Api>>().await;
         health.set_serving::<v1::status_server::StatusServer<Api>>().await;
@@ -88,6 +89,7 @@ impl Server {
             .add_service(health_service)
             .add_service(reflection)
             .add_service(inference)
+            .add_service(v1::governor_server::GovernorServer::new(api.clone()))
             .add_service(v1::models_server::ModelsServer::new(api.clone()))
             .add_service(v1::status_server::StatusServer::new(api))
             .serve_with_incoming_shutdown(

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::{Stream, StreamExt, TryStreamExt};
 use nestd_proto::v1;
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
@@ -12,21 +12,21 @@ use tonic::{Request, Response, Status};
 
 use super::convert;
 use super::error::status;
-use crate::service::Service;
+use crate::api::Core;
 use crate::types::{Client, Error, Event};
 
-type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(super) type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Serves every service of the package. Cheap to clone: one for each of them.
 #[derive(Clone)]
 pub(super) struct Api {
-    pub(super) service: Arc<Service>,
+    pub(super) core: Core,
     /// Cancelled when the daemon stops: ends the streams that would go on for ever.
     pub(super) stop: CancellationToken,
 }
 
 /// Who calls, as the kernel says.
-fn client<T>(request: &Request<T>) -> Client {
+pub(super) fn client<T>(request: &Request<T>) -> Client {
     let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
     Client {
         uid: peer.map(|peer| peer.uid()),
@@ -37,7 +37,7 @@ fn client<T>(request: &Request<T>) -> Client {
 
 // By value: it stands in map_err.
 #[allow(clippy::needless_pass_by_value)]
-fn refuse(error: Error) -> Status {
+pub(super) fn refuse(error: Error) -> Status {
     status(&error)
 }
 
@@ -51,7 +51,7 @@ impl v1::inference_server::Inference for Api {
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let client = client(&request);
         let request = convert::request(request.into_inner()).map_err(refuse)?;
-        let events = self.service.generate(&client, request).map_err(refuse)?;
+        let events = self.core.service.generate(&client, request).map_err(refuse)?;
         let request_id = events.id();
         let events = events.map(move |event| {
             let event = convert::event(event).map_err(refuse)?;
@@ -65,7 +65,7 @@ impl v1::inference_server::Inference for Api {
         request: Request<v1::CountTokensRequest>,
     ) -> Result<Response<v1::CountTokensResponse>, Status> {
         let messages = convert::messages(request.into_inner().messages).map_err(refuse)?;
-        let tokens = self.service.count_tokens(messages).await.map_err(refuse)?;
+        let tokens = self.core.service.count_tokens(messages).await.map_err(refuse)?;
         Ok(Response::new(v1::CountTokensResponse { tokens }))
     }
 }
@@ -78,20 +78,17 @@ impl v1::status_server::Status for Api {
         &self,
         _: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::StatusReport>, Status> {
-        Ok(Response::new(convert::report(self.service.report())))
+        Ok(Response::new(convert::report(self.core.service.report())))
     }
 
     async fn watch(
         &self,
         _: Request<v1::WatchStatusRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let service = Arc::clone(&self.service);
-        let reports = WatchStream::new(self.service.watch())
-            .map(move |_| Ok(convert::report(service.report())))
-            .take_until(self.stop.clone().cancelled_owned());
-        // A watcher that is still there when the daemon stops is told so.
-        let end = stream::once(async { Err(status(&Error::ShuttingDown)) });
-        Ok(Response::new(Box::pin(reports.chain(end))))
+        let service = Arc::clone(&self.core.service);
+        let reports = WatchStream::new(self.core.service.watch())
+            .map(move |_| Ok(convert::report(service.report())));
+        Ok(Response::new(self.until_stopped(reports)))
     }
 }
 
@@ -101,7 +98,7 @@ impl v1::models_server::Models for Api {
         &self,
         _: Request<v1::ListModelsRequest>,
     ) -> Result<Response<v1::ListModelsResponse>, Status> {
-        let models = self.service.models().await.map_err(refuse)?;
+        let models = self.core.service.models().await.map_err(refuse)?;
         let models = models.into_iter().map(convert::model).collect();
         Ok(Response::new(v1::ListModelsResponse { models }))
     }
@@ -114,7 +111,7 @@ impl v1::models_server::Models for Api {
     ) -> Result<Response<Self::LoadStream>, Status> {
         let client = client(&request);
         let v1::LoadModelRequest { model, size } = request.into_inner();
-        let events = self.service.load(&client, &model, &size).await.map_err(refuse)?;
+        let events = self.core.governor.load(&client, &model, &size).await.map_err(refuse)?;
         let progress = events.map(Ok).try_filter_map(|event| async {
             match event {
                 Event::Loading { fraction } => Ok(Some(v1::LoadModelEvent { fraction })),
@@ -129,7 +126,7 @@ impl v1::models_server::Models for Api {
         &self,
         request: Request<v1::UnloadModelRequest>,
     ) -> Result<Response<v1::UnloadModelResponse>, Status> {
-        self.service.unload(&client(&request)).await.map_err(refuse)?;
+        self.core.service.unload(&client(&request)).await.map_err(refuse)?;
         Ok(Response::new(v1::UnloadModelResponse {}))
     }
 }

@@ -18,7 +18,7 @@ use nestd_elastic::text::constrain::{Constraint, Grammar, TrieEnv};
 use nestd_elastic::text::template::{Template, Turn};
 use nestd_elastic::text::tokenizer::Tokenizer;
 
-use super::super::Plan;
+use super::super::{Constraints, Plan};
 use super::prefix::Prefixes;
 use super::{Elastic, count};
 use crate::types::{EngineKind, Error, Loaded, Message, ModelInfo, Role, SizeInfo};
@@ -180,6 +180,7 @@ impl Elastic {
             prefixes: Prefixes::new(settings.prefix_cache_mib << 20),
             compiling: Vec::new(),
             steps: 0,
+            constraints: Constraints::default(),
             running: Vec::new(),
             switched: None,
         })

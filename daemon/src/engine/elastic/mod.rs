@@ -28,7 +28,7 @@ pub use load::{Settings, inspect};
 use self::load::{Rung, Text};
 use self::prefix::Prefixes;
 use self::request::{Outcome, Running, Start};
-use super::{Engine, Job, Step};
+use super::{Constraints, Engine, Job, Step};
 use crate::types::{Error, GenerateRequest, Loaded, Message, Priority};
 
 /// Prompt tokens in a step when nobody else waits for a token, and when somebody does.
@@ -39,6 +39,8 @@ const SHARED_CHUNK: usize = 32;
 const SETTLED: Duration = Duration::from_secs(2);
 /// While an interactive request runs, background ones take part in one step of so many: they end some day.
 const BACKGROUND_STEP: u32 = 16;
+/// How often requests that stand still are looked at when nothing else runs.
+const STANDING: Duration = Duration::from_millis(20);
 /// How often a schema that is being read is asked for, when nothing else is to do.
 const COMPILING: Duration = Duration::from_millis(2);
 
@@ -58,6 +60,7 @@ pub struct Elastic {
     running: Vec<Running>,
     /// Steps so far.
     steps: u32,
+    constraints: Constraints,
     /// When the size was changed, until its memory was given back.
     switched: Option<Instant>,
 }
@@ -102,9 +105,13 @@ impl Engine for Elastic {
             self.running.drain(..).for_each(|running| running.fail(error.clone()));
         }
         let tidy = self.tidy();
-        if !self.running.is_empty() {
+        let stopped =
+            |r: &Running| r.priority() == Priority::Background && !self.constraints.background;
+        if !self.running.iter().all(stopped) {
             return Step::Ready;
         }
+        // A cancelled one is noticed though it stands still.
+        let tidy = if self.running.is_empty() { tidy } else { Some(STANDING) };
         let compiling = (!self.compiling.is_empty()).then_some(COMPILING);
         compiling.into_iter().chain(tidy).min().map_or(Step::Idle, Step::Wait)
     }
@@ -120,6 +127,13 @@ impl Engine for Elastic {
             sink.size_changed(&from, size, reason);
         }
         Some(())
+    }
+
+    fn constrain(&mut self, constraints: Constraints) {
+        self.constraints = constraints;
+        if !constraints.caches {
+            self.prefixes.clear();
+        }
     }
 
     fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error> {
@@ -164,7 +178,7 @@ impl Elastic {
     fn accept(&mut self, request: &GenerateRequest) -> Result<Start, Error> {
         let prompt = self.text.prompt(&request.messages)?;
         let max_tokens = request.stopping.max_tokens;
-        let context_tokens = self.loaded.context_tokens;
+        let context_tokens = self.loaded.context_tokens.min(self.constraints.context_tokens);
         let needed = prompt.len().saturating_add(max_tokens as usize);
         if needed > context_tokens as usize {
             let prompt_tokens = count(prompt.len());
@@ -180,6 +194,9 @@ impl Elastic {
     fn compute(&mut self) -> Result<(), nestd_elastic::error::Error> {
         self.steps = self.steps.wrapping_add(1);
         let given = self.share();
+        if given.iter().all(Vec::is_empty) {
+            return Ok(());
+        }
         let mut parts = Vec::new();
         let mut wanted = Vec::new();
         for (running, tokens) in self.running.iter_mut().zip(&given) {
@@ -215,7 +232,9 @@ impl Elastic {
             match outcome {
                 Outcome::Ended(reason) => {
                     let (tokens, sequence) = running.finish(reason);
-                    self.prefixes.give(tokens, sequence);
+                    if self.constraints.caches {
+                        self.prefixes.give(tokens, sequence);
+                    }
                 }
                 Outcome::Unfit(why) => running.fail(Error::invalid("json_schema", why)),
                 _ => {
@@ -231,7 +250,8 @@ impl Elastic {
     fn share(&self) -> Vec<Vec<u32>> {
         let urgent = self.running.iter().any(|r| r.priority() == Priority::Interactive)
             && !self.steps.is_multiple_of(BACKGROUND_STEP);
-        let stands = |r: &Running| urgent && r.priority() == Priority::Background;
+        let stops = urgent || !self.constraints.background;
+        let stands = |r: &Running| stops && r.priority() == Priority::Background;
         // One prompt is read at a time, the most urgent first: it is answered sooner, and the last no
         // later.
         let reading = self.running.iter().enumerate().filter(|(_, r)| r.unread() > 0 && !stands(r));

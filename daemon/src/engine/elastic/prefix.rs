@@ -51,6 +51,11 @@ impl Prefixes {
         Sequence::new(shape)
     }
 
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.kept.clear();
+    }
+
     /// Keeps a copy of a sequence whose tokens are these.
     pub fn keep(&mut self, tokens: &[u32], sequence: &Sequence, config: &Config) {
         if let Ok(copy) = sequence.copy(sequence.len(), sequence.len(), config) {

@@ -1,0 +1,213 @@
+//! The governor's task: decides, and has the service carry it out. A change of the size or of the model's
+//! presence runs in a task of its own, so that readings are seen meanwhile; there is never more than one.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use nestd_policy::decide::{Decision, Inputs, Shed, decide};
+use nestd_policy::snapshot::Snapshot;
+
+use super::sensors::sleep::Release;
+use super::{Change, Governor, ladder};
+use crate::service::Allowance;
+use crate::types::{Error, State as DaemonState};
+
+/// A change that failed is not tried again sooner.
+const RETRY: Duration = Duration::from_secs(10);
+/// Running requests have so long to end before the device sleeps: logind waits for five seconds.
+const SLEEP: Duration = Duration::from_secs(4);
+
+/// A change under way: of the size, or the model's leaving.
+type Work = JoinHandle<Result<Option<Change>, Error>>;
+
+/// A model and its size.
+type Loaded = (String, String);
+
+impl Governor {
+    /// Decides for ever. `release` tells that the device may sleep.
+    pub async fn run(self: Arc<Self>, mut readings: watch::Receiver<Snapshot>, release: Release) {
+        let mut status = self.service.watch();
+        let mut busy = self.service.busy();
+        let mut work: Option<Work> = None;
+        let mut retry_at = Instant::now();
+        let mut sensors_left = true;
+        let mut active = self.loaded();
+        loop {
+            let snapshot = readings.borrow_and_update().clone();
+            let sleeping = snapshot.sleeping;
+            let slept = std::mem::replace(&mut self.state().snapshot, snapshot).sleeping;
+            if sleeping && !slept {
+                self.before_sleep(release.clone());
+            }
+            if work.is_none() {
+                let now = self.loaded();
+                self.tell_foreign_change(active.as_ref(), now.as_ref());
+                active = now;
+            }
+            let decision = self.decide();
+            let mut again = decision.as_ref().and_then(|decision| decision.again_in);
+            if work.is_none() {
+                let wait = retry_at.saturating_duration_since(Instant::now());
+                match decision.and_then(|decision| self.work(&decision, wait.is_zero())) {
+                    Some(Ok(begun)) => work = Some(begun),
+                    Some(Err(())) => again = Some(again.map_or(wait, |again| again.min(wait))),
+                    None => self.state().problem.clear(),
+                }
+            }
+            self.publish();
+            tokio::select! {
+                changed = readings.changed(), if sensors_left => sensors_left = changed.is_ok(),
+                _ = status.changed() => {}
+                _ = busy.changed() => {}
+                () = self.poke.notified() => {}
+                () = sleep(again) => {}
+                result = finished(&mut work) => {
+                    work = None;
+                    if self.record(result) {
+                        retry_at = Instant::now() + RETRY;
+                    }
+                    active = self.loaded();
+                }
+            }
+        }
+    }
+
+    fn loaded(&self) -> Option<Loaded> {
+        self.service.report().status.loaded.map(|loaded| (loaded.model, loaded.size))
+    }
+
+    /// Decides, and tells the service what requests may use. None without a model, or when turned off.
+    fn decide(&self) -> Option<Decision> {
+        let model = self.service.held_model();
+        let loaded = self.loaded().is_some();
+        let parallel = self.service.configured_parallel();
+        let mut state = self.state();
+        let Some(model) = model.filter(|_| state.settings.enabled) else {
+            state.last = None;
+            drop(state);
+            self.service.allow(Allowance::default());
+            return None;
+        };
+        let ladder = ladder(&model.info, model.held_mib, model.context_tokens, parallel);
+        let holds = state.wishes();
+        let idle = self.service.idle().filter(|_| loaded);
+        let inputs = Inputs { snapshot: &state.snapshot, holds: &holds, ladder: &ladder, idle };
+        let previous = state.last.as_ref().filter(|(name, _)| *name == model.model);
+        let previous = previous.map(|(_, decision)| decision);
+        let decision = decide(&state.settings.policy, &inputs, previous, self.began.elapsed());
+        let told = previous.map(|previous| (&previous.reason, previous.shed));
+        if told != Some((&decision.reason, decision.shed)) {
+            tracing::debug!(
+                size = decision.size,
+                level = decision.level.name(),
+                shed = ?decision.shed,
+                reason = decision.reason,
+                next = decision.next_threshold,
+                "decided"
+            );
+        }
+        state.last = Some((model.model, decision.clone()));
+        drop(state);
+        let why = match holds.no_background() {
+            Some(hold) => format!("{}: {}", hold.client, hold.reason),
+            None => decision.reason.clone(),
+        };
+        self.service.allow(Allowance {
+            max_context: decision.max_context,
+            max_parallel: decision.max_parallel,
+            no_background: (!decision.background_allowed).then_some(why),
+            caches: decision.shed == Shed::Nothing,
+        });
+        Some(decision)
+    }
+
+    /// Begins what the decision wants of the loaded model; None if that is how things are, an error if it
+    /// may not begin yet.
+    fn work(&self, decision: &Decision, may_begin: bool) -> Option<Result<Work, ()>> {
+        let status = self.service.report().status;
+        let loaded = status.loaded.filter(|_| status.state == DaemonState::Ready)?;
+        if !decision.park && loaded.size == decision.size {
+            return None;
+        }
+        if !may_begin {
+            return Some(Err(()));
+        }
+        let (service, reason) = (Arc::clone(&self.service), decision.reason.clone());
+        if decision.park {
+            return Some(Ok(tokio::spawn(async move {
+                service.park(&reason).await?;
+                Ok(None)
+            })));
+        }
+        let (from, to) = (loaded.size, decision.size.clone());
+        Some(Ok(tokio::spawn(async move {
+            let took = service.resize(&to, &reason).await?;
+            let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            Ok(Some(Change { from, to, reason, duration_us }))
+        })))
+    }
+
+    /// Tells what came of a change; whether it failed.
+    fn record(&self, result: Result<Option<Change>, Error>) -> bool {
+        match result {
+            Ok(change) => {
+                self.state().problem.clear();
+                if let Some(change) = change {
+                    self.tell(change);
+                }
+                false
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the size stays");
+                self.state().problem = error.to_string();
+                true
+            }
+        }
+    }
+
+    /// A client's load changed the size.
+    fn tell_foreign_change(&self, before: Option<&Loaded>, now: Option<&Loaded>) {
+        if let (Some((model, from)), Some((same, to))) = (before, now)
+            && model == same
+            && from != to
+        {
+            let reason = "a client loaded it".to_owned();
+            self.tell(Change { from: from.clone(), to: to.clone(), reason, duration_us: 0 });
+        }
+    }
+
+    fn tell(&self, change: Change) {
+        self.state().last_change = Some(change.clone());
+        // Nobody may be listening.
+        let _ = self.changes.send(change);
+    }
+
+    /// Lets running requests end, for as long as logind waits. What still runs goes on after the sleep.
+    fn before_sleep(&self, release: Release) {
+        let service = Arc::clone(&self.service);
+        tokio::spawn(async move {
+            let quiet = tokio::time::timeout(SLEEP, service.quiet()).await.is_ok();
+            tracing::info!(quiet, "the device goes to sleep");
+            release.ready();
+        });
+    }
+}
+
+async fn sleep(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn finished(work: &mut Option<Work>) -> Result<Option<Change>, Error> {
+    match work {
+        Some(work) => work
+            .await
+            .unwrap_or_else(|error| Err(Error::Internal(format!("changing the size: {error}")))),
+        None => std::future::pending().await,
+    }
+}

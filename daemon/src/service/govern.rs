@@ -1,0 +1,227 @@
+//! What the governor may do with the service: see what is loaded, change its size, let it leave memory,
+//! and narrow what requests may ask for.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::{Service, lock};
+use crate::engine::{Constraints, Plan};
+use crate::stream;
+use crate::types::{EngineKind, Error, ModelInfo, State};
+
+/// Picks the size for a load that names none: the model's name and what its headers say.
+pub type Chooser = Arc<dyn Fn(&str, &ModelInfo) -> Option<String> + Send + Sync>;
+
+/// What requests may ask for right now, within the configured limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// The longest context of a new request.
+    pub max_context: u32,
+    /// Requests that run at once.
+    pub max_parallel: u32,
+    /// Why background requests stand still and new ones are refused; None: they run.
+    pub no_background: Option<String>,
+    /// Whether caches are kept that no running request uses.
+    pub caches: bool,
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self { max_context: u32::MAX, max_parallel: u32::MAX, no_background: None, caches: true }
+    }
+}
+
+/// The model that is in memory, or that comes back when it is asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Held {
+    /// Its name.
+    pub model: String,
+    /// What its headers say.
+    pub info: ModelInfo,
+    /// The size it runs at, or ran at.
+    pub size: String,
+    /// What would be available, and is not now, if it went; MiB.
+    pub held_mib: u64,
+    /// Prompt and answer together.
+    pub context_tokens: u32,
+}
+
+impl Service {
+    /// From now on this picks the size where nobody names one.
+    pub fn set_chooser(&self, chooser: Chooser) {
+        *self.chooser.write().unwrap_or_else(PoisonError::into_inner) = Some(chooser);
+    }
+
+    /// The model that there is to decide on.
+    #[must_use]
+    pub fn held_model(&self) -> Option<Held> {
+        let parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (plan, held_mib) = match (self.held(), parked) {
+            (Some(plan), _) => (plan.clone(), held_mib(&plan)),
+            (None, Some(plan)) => (plan, 0),
+            (None, None) => return None,
+        };
+        let own = plan.info.context_tokens;
+        let context_tokens = match plan.settings.context_tokens {
+            0 => own,
+            configured => configured.min(own),
+        };
+        let Plan { model, info, size, .. } = plan;
+        Some(Held { model, info, size, held_mib, context_tokens })
+    }
+
+    /// How long no request has been there; None while there is one.
+    #[must_use]
+    pub fn idle(&self) -> Option<Duration> {
+        let since = *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner);
+        lock(&self.active).is_empty().then(|| since.elapsed())
+    }
+
+    /// Changes when the first request comes, and when the last one has ended.
+    #[must_use]
+    pub fn busy(&self) -> watch::Receiver<bool> {
+        self.busy.subscribe()
+    }
+
+    /// Requests that run at once, as configured.
+    #[must_use]
+    pub fn configured_parallel(&self) -> u32 {
+        self.settings().limits.parallel_requests
+    }
+
+    /// Waits until no request runs.
+    pub async fn quiet(&self) {
+        self.queue.idle().await;
+    }
+
+    /// Narrows what requests may ask for. Does nothing where nothing changes.
+    pub fn allow(&self, allowance: Allowance) {
+        if *self.allowance.read().unwrap_or_else(PoisonError::into_inner) != allowance {
+            self.set_allowance(allowance);
+        }
+    }
+
+    pub(super) fn set_allowance(&self, allowance: Allowance) {
+        let constraints = Constraints {
+            context_tokens: allowance.max_context,
+            background: allowance.no_background.is_none(),
+            caches: allowance.caches,
+        };
+        *self.allowance.write().unwrap_or_else(PoisonError::into_inner) = allowance;
+        if let Err(error) = self.engine.constrain(constraints) {
+            tracing::warn!(%error, "the engine was not told what it may use");
+        }
+        self.apply_limits();
+    }
+
+    /// Takes the loaded model to another size: between two tokens where the engine can, else by a load.
+    /// A load that fails goes back to the size before. Tells how long it took.
+    pub async fn resize(self: &Arc<Self>, size: &str, reason: &str) -> Result<Duration, Error> {
+        let began = Instant::now();
+        let guard = self.change()?;
+        let Some(old) = self.held() else {
+            return Err(Error::ModelNotLoaded { problem: "it left just now".into() });
+        };
+        let plan = Plan { size: size.to_owned(), ..old };
+        if self.switch(&plan, reason).await? {
+            return Ok(began.elapsed());
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let settings = self.settings();
+        let (sink, _events) = stream::channel(id, settings.buffer_bytes);
+        self.pause(&plan.model);
+        let load = tokio::spawn(Arc::clone(self).run_load(plan, sink, guard, settings));
+        load.await.map_err(|error| Error::Internal(format!("changing the size: {error}")))??;
+        Ok(began.elapsed())
+    }
+
+    /// Lets the model leave memory, after running requests have ended. It comes back with the next one.
+    pub async fn park(self: &Arc<Self>, why: &str) -> Result<(), Error> {
+        let guard = self.change()?;
+        let Some(plan) = self.held() else { return Ok(()) };
+        self.pause("");
+        let service = Arc::clone(self);
+        let why = why.to_owned();
+        let park = tokio::spawn(async move {
+            let _guard = guard;
+            let unloaded = match service.wait_idle(&service.settings()).await {
+                Ok(()) => service.engine.unload().await,
+                busy => busy,
+            };
+            if let Err(error) = unloaded {
+                service.settle(None);
+                return Err(error);
+            }
+            tracing::info!(
+                model = plan.model,
+                why,
+                "left memory; it comes back when it is asked for"
+            );
+            service.hold(None);
+            service.put_away(plan, &why);
+            Ok(())
+        });
+        park.await.map_err(|error| Error::Internal(format!("unloading: {error}")))?
+    }
+
+    /// The state of a model that left memory and comes back.
+    fn put_away(self: &Arc<Self>, plan: Plan, why: &str) {
+        *self.parked.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan);
+        self.status.send_modify(|status| {
+            status.loaded = None;
+            status.loading.clear();
+            status.problem = format!("it left memory ({why}) and comes back with the next request");
+            super::load::set_state(status, State::Parked);
+        });
+        self.set_gate();
+        // Whoever came while it left waits for it.
+        if self.queue.counts().1 > 0 {
+            self.wake();
+        }
+    }
+
+    /// Brings back the model that left memory, if that is how things stand.
+    pub(super) fn wake(self: &Arc<Self>) {
+        if self.status.borrow().state != State::Parked {
+            return;
+        }
+        let plan = self.parked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(plan) = plan else { return };
+        let service = Arc::clone(self);
+        tokio::spawn(async move {
+            // Under way already: whoever waits will see it.
+            let Ok(guard) = service.change() else { return };
+            if service.status.borrow().state != State::Parked {
+                return;
+            }
+            let size = service.preferred(&plan.model, &plan.info);
+            let fresh = Plan { size: size.unwrap_or_else(|| plan.size.clone()), ..plan.clone() };
+            let settings = service.settings();
+            let id = service.next_id.fetch_add(1, Ordering::Relaxed);
+            let (sink, _events) = stream::channel(id, settings.buffer_bytes);
+            service.pause(&fresh.model);
+            let load = tokio::spawn(Arc::clone(&service).run_load(fresh, sink, guard, settings));
+            if let Ok(Err(error)) = load.await {
+                // Those who waited were told; the next one tries again.
+                service.put_away(plan, &error.to_string());
+            }
+        });
+    }
+
+    /// The size that the chooser wants for a model.
+    pub(super) fn preferred(&self, model: &str, info: &ModelInfo) -> Option<String> {
+        let chooser = self.chooser.read().unwrap_or_else(PoisonError::into_inner).clone();
+        chooser.and_then(|choose| choose(model, info))
+    }
+}
+
+/// What a loaded model takes away from what is available. Mapped weights count as available.
+pub(super) fn held_mib(plan: &Plan) -> u64 {
+    match plan.info.engine {
+        EngineKind::Elastic => 0,
+        EngineKind::Mistralrs | EngineKind::Sim => super::load::memory_of(plan),
+    }
+}
