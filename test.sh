@@ -19,6 +19,8 @@ done
 
 missing=
 command -v dbus-daemon >/dev/null || missing="$missing dbus-daemon"
+# Debian's own Python, whatever else is in the path.
+/usr/bin/python3 -c "import dbusmock" 2>/dev/null || missing="$missing python3-dbusmock"
 command -v cc >/dev/null || missing="$missing gcc libc6-dev"
 if [ -n "$missing" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

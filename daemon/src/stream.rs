@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -30,6 +31,15 @@ pub fn channel(id: u64, buffer_bytes: usize) -> (Sink, Events) {
         inner: Mutex::default(),
     });
     (Sink { shared: Arc::clone(&shared) }, Events { shared })
+}
+
+/// Tokens of all requests since the start of the process.
+static TOKENS: AtomicU64 = AtomicU64::new(0);
+
+/// Tokens that were made since the start of the process, for all requests together.
+#[must_use]
+pub fn tokens_made() -> u64 {
+    TOKENS.load(Ordering::Relaxed)
 }
 
 /// Why a request was told to stop.
@@ -186,6 +196,7 @@ impl Sink {
     /// The engine made `tokens` more tokens, which read `delta`; either may be empty.
     pub fn text(&self, delta: &str, tokens: u32) {
         if tokens > 0 {
+            TOKENS.fetch_add(tokens.into(), Ordering::Relaxed);
             let progress = &mut self.shared.lock().progress;
             let now = Instant::now();
             progress.usage.completion_tokens += tokens;

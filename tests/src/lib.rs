@@ -8,6 +8,7 @@
 mod bus;
 mod daemon;
 mod device;
+mod mock;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use nestd_client::{Client, Error, v1};
 pub use bus::Bus;
 pub use daemon::{Builder, Daemon};
 pub use device::Device;
+pub use mock::Mock;
 
 /// A program that the workspace builds.
 #[must_use]

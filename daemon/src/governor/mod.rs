@@ -8,9 +8,11 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`sensors`] | what the device says |
+//! | `energy` | joules per token |
 //! | `pin` | the pinned size on disk |
 //! | `task` | deciding and carrying out |
 
+mod energy;
 mod pin;
 pub mod sensors;
 mod task;
@@ -99,6 +101,8 @@ pub struct Report {
     pub problem: String,
     /// The last change.
     pub last_change: Option<Change>,
+    /// What a token costs the batteries, in joules; None until that is known.
+    pub energy_per_token_j: Option<f64>,
 }
 
 /// The governor. One instance, shared by both APIs.
@@ -123,6 +127,7 @@ struct State {
     last: Option<(String, Decision)>,
     problem: String,
     last_change: Option<Change>,
+    energy_per_token_j: Option<f64>,
 }
 
 impl State {
@@ -148,6 +153,7 @@ impl Governor {
                 last: None,
                 problem: String::new(),
                 last_change: None,
+                energy_per_token_j: None,
             }),
             report: watch::Sender::default(),
             changes: broadcast::Sender::new(CHANGES),
@@ -319,6 +325,7 @@ impl Governor {
             holds: state.wishes(),
             problem: state.problem.clone(),
             last_change: state.last_change.clone(),
+            energy_per_token_j: state.energy_per_token_j,
         };
         drop(state);
         self.report.send_if_modified(|old| {

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use nestd_policy::decide::{Decision, Inputs, Shed, decide};
 use nestd_policy::snapshot::Snapshot;
 
+use super::energy::Energy;
 use super::sensors::sleep::Release;
 use super::{Change, Governor, ladder};
 use crate::service::Allowance;
@@ -35,9 +36,14 @@ impl Governor {
         let mut retry_at = Instant::now();
         let mut sensors_left = true;
         let mut active = self.loaded();
+        let mut energy = Energy::default();
         loop {
             let snapshot = readings.borrow_and_update().clone();
             let sleeping = snapshot.sleeping;
+            let power_w = snapshot.battery.and_then(|battery| battery.power_w);
+            let tokens = crate::stream::tokens_made();
+            let per_token = energy.see(Instant::now(), tokens, power_w, *busy.borrow());
+            self.state().energy_per_token_j = per_token;
             let slept = std::mem::replace(&mut self.state().snapshot, snapshot).sleeping;
             if sleeping && !slept {
                 self.before_sleep(release.clone());

@@ -11,7 +11,7 @@ use nestd_client::{Client, ask};
 use nestd_tests::{Builder, Daemon, Device, collect, finished, text, until};
 
 /// Waits until the governor's report is as wanted.
-async fn told(client: &Client, wanted: impl Fn(&GovernorReport) -> bool) -> GovernorReport {
+pub async fn told(client: &Client, wanted: impl Fn(&GovernorReport) -> bool) -> GovernorReport {
     let began = Instant::now();
     loop {
         let report = client.governor().await.unwrap();
@@ -23,7 +23,7 @@ async fn told(client: &Client, wanted: impl Fn(&GovernorReport) -> bool) -> Gove
     }
 }
 
-async fn at(client: &Client, size: &str, cause: &str) -> GovernorReport {
+pub async fn at(client: &Client, size: &str, cause: &str) -> GovernorReport {
     told(client, |report| report.active_size == size && report.cause == cause).await
 }
 

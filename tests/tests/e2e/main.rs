@@ -15,3 +15,4 @@ mod models;
 mod nestctl;
 mod process;
 mod readers;
+mod system_bus;

@@ -113,6 +113,7 @@ fn report(mut values: Values) -> Result<GovernorReport, Error> {
         holds: holds.into_iter().map(hold).collect(),
         pin: must(&mut values, "Pin")?,
         problem: must(&mut values, "Problem")?,
+        energy_per_token_j: may(&mut values, "EnergyPerTokenJ")?,
         last_change: (!to.is_empty()).then_some(SizeChange { from, to, reason, duration_us }),
     })
 }

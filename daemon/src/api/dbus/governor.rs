@@ -141,6 +141,12 @@ impl Governor {
     }
 
     #[zbus(property)]
+    fn energy_per_token_j(&self) -> fdo::Result<f64> {
+        let unknown = || fdo::Error::UnknownProperty("it is not known yet".into());
+        self.report().energy_per_token_j.ok_or_else(unknown)
+    }
+
+    #[zbus(property)]
     fn mem_available_mib(&self) -> fdo::Result<u64> {
         self.reading(|snapshot| Some(snapshot.memory?.available_mib))
     }
@@ -273,8 +279,17 @@ fn change_row(change: Change) -> ChangeRow {
 
 /// Every property that there is, for `PropertiesChanged`.
 pub(super) fn properties(report: &Report) -> zbus::Result<Vec<(&'static str, OwnedVariant)>> {
-    let Report { enabled, profile, snapshot, active_size, decision, holds, problem, last_change } =
-        report;
+    let Report {
+        enabled,
+        profile,
+        snapshot,
+        active_size,
+        decision,
+        holds,
+        problem,
+        last_change,
+        energy_per_token_j,
+    } = report;
     let text =
         |part: fn(&Decision) -> &str| string(decision.as_ref().map(part).unwrap_or_default());
     let number = |part: fn(&Decision) -> u32| OwnedVariant::from(decision.as_ref().map_or(0, part));
@@ -313,6 +328,7 @@ pub(super) fn properties(report: &Report) -> zbus::Result<Vec<(&'static str, Own
         ("TimeToEmptyS", battery.and_then(|battery| Some(battery.time_to_empty_s?.into()))),
         ("OnAc", on_ac.map(OwnedVariant::from)),
         ("TempC", temperature_c.map(OwnedVariant::from)),
+        ("EnergyPerTokenJ", energy_per_token_j.map(OwnedVariant::from)),
         ("PowerProfile", power_profile.map(|profile| string(profile.name()))),
     ];
     all.extend(readings.into_iter().filter_map(|(name, value)| Some((name, value?))));

@@ -79,8 +79,17 @@ impl Api {
 }
 
 fn report(report: Report) -> v1::GovernorReport {
-    let Report { enabled, profile, snapshot, active_size, decision, holds, problem, last_change } =
-        report;
+    let Report {
+        enabled,
+        profile,
+        snapshot,
+        active_size,
+        decision,
+        holds,
+        problem,
+        last_change,
+        energy_per_token_j,
+    } = report;
     let parts = decision.as_ref();
     let text = |part: fn(&Decision) -> &str| parts.map(part).unwrap_or_default().to_owned();
     v1::GovernorReport {
@@ -104,6 +113,7 @@ fn report(report: Report) -> v1::GovernorReport {
             let Change { from, to, reason, duration_us } = change;
             v1::SizeChange { from, to, reason, duration_us }
         }),
+        energy_per_token_j,
     }
 }
 
