@@ -9,6 +9,7 @@ mod bus;
 mod daemon;
 mod device;
 mod mock;
+mod squeeze;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ pub use bus::Bus;
 pub use daemon::{Builder, Daemon};
 pub use device::Device;
 pub use mock::Mock;
+pub use squeeze::{Balloon, Group};
 
 /// A program that the workspace builds.
 #[must_use]

@@ -8,7 +8,7 @@ use nestd_client::v1::{
     ErrorReason, GovernorReport, HoldRequest, Priority, State, generate_event::Event,
 };
 use nestd_client::{Client, ask};
-use nestd_tests::{Builder, Daemon, Device, collect, finished, text, until};
+use nestd_tests::{Balloon, Builder, Daemon, Device, Group, collect, finished, text, until};
 
 /// Waits until the governor's report is as wanted.
 pub async fn told(client: &Client, wanted: impl Fn(&GovernorReport) -> bool) -> GovernorReport {
@@ -346,4 +346,59 @@ async fn a_governor_that_is_off_says_so() {
         let refused = client.pin("small").await.unwrap_err();
         assert_eq!(refused.reason(), Some(ErrorReason::Unsupported), "{name}: {refused}");
     }
+}
+
+#[tokio::test]
+async fn a_real_squeeze_of_memory_is_noticed_and_running_answers_end() {
+    // In a control group where this user may make one; else in the machine's memory, with the thresholds
+    // put just below what is available.
+    let group = Group::with_limit(1000);
+    let (balloon, critical) = match group {
+        Some(_) => (850, 200),
+        None => (800, available_mib().saturating_sub(400)),
+    };
+    let device = Device::default();
+    let mut builder = device
+        .governs(Builder::sim())
+        .set("governor.sys", "'/sys'")
+        .set("governor.proc", "'/proc'")
+        .set("governor.available_critical_enter", &format!("{critical}.0"))
+        .set("governor.available_critical_leave", &format!("{}.0", critical + 100));
+    // What else the test machine does is no matter here.
+    for (key, value) in
+        [("saving_enter", 97), ("saving_leave", 96), ("critical_enter", 99), ("critical_leave", 98)]
+    {
+        builder = builder.set(&format!("governor.pressure_{key}"), &format!("{value}.0"));
+    }
+    let daemon = builder.start();
+    if let Some(group) = &group {
+        group.take(daemon.pid());
+    }
+    let client = daemon.grpc().await;
+    at(&client, "large", "plenty").await;
+    let words = "word ".repeat(200);
+    let answer = client.generate(ask(words.clone())).await.unwrap();
+    until(&client, |status| status.running_requests == 1).await;
+    let balloon = Balloon::of(balloon, group.as_ref());
+    let report = at(&client, "small", "memory-pressure").await;
+    assert_eq!(report.level, "critical");
+    assert!(report.readings.unwrap().mem_available_mib.unwrap() <= critical, "{}", report.reason);
+    let events = collect(answer).await.unwrap();
+    assert_eq!(text(&events), words, "all tokens there");
+    assert_eq!(finished(&events).sizes, ["large", "small"]);
+    until(&client, |status| status.state() == State::Parked).await;
+    drop(balloon);
+    told(&client, |report| report.level == "full").await;
+    assert_eq!(
+        text(&collect(client.generate(ask("hello")).await.unwrap()).await.unwrap()),
+        "hello"
+    );
+    drop(daemon);
+}
+
+/// As the kernel estimates it.
+fn available_mib() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
