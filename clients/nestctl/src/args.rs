@@ -3,6 +3,7 @@
 // The doc comments are what a person reads on the terminal, where backticks have no meaning.
 #![allow(clippy::doc_markdown)]
 
+mod governor;
 mod local;
 
 use std::{env, path::PathBuf};
@@ -11,6 +12,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use nestd_client::v1::Priority;
 use nestd_client::{Bus, DEFAULT_SOCKET};
 
+pub use governor::{
+    GovernorArgs, GovernorCommand, HoldArgs, ProfileArgs, RecordArgs, SimulateArgs,
+};
 pub use local::{BenchArgs, InspectArgs, ModelCommand, SynthArgs, SynthQuant, SynthSize};
 
 const AFTER_HELP: &str = "\
@@ -130,9 +134,13 @@ pub enum Command {
     Load(LoadArgs),
     /// Give the model's memory back
     Unload,
-    /// Switch the loaded model to another MatFormer size
+    /// Fix the MatFormer size, across restarts, or let go of it
+    ///
+    /// While the governor is off, this loads the model at the size.
     #[command(after_help = "`nestctl status` lists the sizes of the loaded model.")]
     Size(SizeArgs),
+    /// Show what the device can afford, the size that follows from it, and what would change it
+    Governor(GovernorArgs),
     /// Print the status, and again at each change, until Ctrl-C
     Watch,
     /// Count the tokens that a text takes as a question, template included
@@ -267,7 +275,11 @@ pub struct LoadArgs {
 #[derive(Args)]
 pub struct SizeArgs {
     /// The size's name
+    #[arg(required_unless_present = "auto", default_value = "", hide_default_value = true)]
     pub name: String,
+    /// Let go: the size follows battery, memory and temperature again
+    #[arg(long, conflicts_with = "name")]
+    pub auto: bool,
 }
 
 #[derive(Args)]

@@ -7,6 +7,7 @@ mod bench;
 mod chat;
 mod eval;
 mod generate;
+mod governor;
 mod input;
 mod json;
 mod machine;
@@ -40,6 +41,9 @@ fn run(global: &Global, command: Command) -> Result<(), Problem> {
         Command::Man(args) => return generate::man(&args, &mut screen),
         Command::Model(command) => return model::run(&command, &mut screen),
         Command::Bench(args) => return bench::bench(&args, &mut screen),
+        Command::Governor(ref args) if governor::local(args.command.as_ref(), &mut screen)? => {
+            return Ok(());
+        }
         // Before anything is connected or awaited: reading a pipe blocks.
         command => input::read(command)?,
     };
@@ -73,7 +77,9 @@ async fn perform(global: &Global, command: &Command, screen: &mut Screen) -> Res
         Command::Ask(args) => ask::ask(&client, args, screen).await,
         Command::Models => models::models(&client, screen).await,
         Command::Load(args) => models::load(&client, &args.model, &args.size, screen).await,
-        Command::Size(args) => models::load(&client, "", &args.name, screen).await,
+        Command::Size(args) if args.auto => governor::auto(&client, screen).await,
+        Command::Size(args) => governor::pin(&client, &args.name, screen).await,
+        Command::Governor(args) => governor::governor(&client, args.command.as_ref(), screen).await,
         Command::Unload => models::unload(&client, screen).await,
         // Handled before.
         Command::Chat(_)

@@ -238,6 +238,9 @@ pub(crate) fn next(
             }
         }
     }
+    if levels.power_profile == worst && worst > Level::Full {
+        parts.push(format!("larger with another power profile for {dwell:.0} s"));
+    }
     if index > 0
         && let (Some(rung), Some(memory)) = (ladder.rungs.get(index - 1), snapshot.memory)
         && ladder.within_memory(memory.available_mib, settings.reserve_leave_mib) >= index
