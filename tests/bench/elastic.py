@@ -93,8 +93,8 @@ def limited(mib):
     return group
 
 
-def limit(model, mib, rounds, prompt):
-    options = ("--prompt-tokens", prompt, "--max-tokens", 96, "--repeat", 2)
+def limit(model, mib, rounds, prompt, size):
+    options = ("--prompt-tokens", prompt, "--max-tokens", 96, "--repeat", 2, *(("--size", size) if size else ()))
     within, free = [], []
     group = limited(mib)
     try:
@@ -122,10 +122,11 @@ def main():
     p.add_argument("model")
     p.add_argument("mib", nargs="?", type=int, default=2048, help="for limit")
     p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--size", help="the MatFormer size, for limit")
     p.add_argument("--prompt", type=int, help="tokens of the prompt, for compare and limit")
     a = p.parse_args()
     if a.what == "limit":
-        limit(a.model, a.mib, a.rounds, a.prompt or 256)
+        limit(a.model, a.mib, a.rounds, a.prompt or 256, a.size)
     elif a.what == "compare":
         compare(a.model, a.rounds, (a.prompt,) if a.prompt else None)
     else:

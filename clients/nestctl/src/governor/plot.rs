@@ -40,14 +40,16 @@ pub fn draw(day: &Day, ladder: &Ladder) -> Result<String, Fault> {
                 .caption(panel.title, ("sans-serif", 14))
                 .margin_right(20)
                 .x_label_area_size(24)
-                .y_label_area_size(80)
+                .y_label_area_size(150)
                 .build_cartesian_2d(hours.clone(), 0.0..most)?;
             chart.draw_series(mains(&day.points, most))?;
             chart
                 .configure_mesh()
                 .disable_x_mesh()
-                .light_line_style(WHITE)
+                .light_line_style(TRANSPARENT)
                 .y_labels(4)
+                .y_label_formatter(&|value| format!("{value:.0}"))
+                .x_labels(13)
                 .x_label_formatter(&|hour| format!("{hour:.0} h"))
                 .label_style(("sans-serif", 12))
                 .draw()?;
@@ -56,27 +58,33 @@ pub fn draw(day: &Day, ladder: &Ladder) -> Result<String, Fault> {
         }
         if let Some(area) = areas.last() {
             let top = ladder.smallest() as f64;
-            // The largest size on top.
+            // The largest size on top; those that were never chosen go unnamed, as there may be many.
             let name = |place: &f64| {
                 let whole = (place - place.round()).abs() < 0.05 && *place >= 0.0;
                 let index = ladder.rungs.iter().enumerate().rev();
                 let found = index.map(|(index, _)| index).find(|index| {
                     (ladder.smallest() as f64 - *index as f64 - place.round()).abs() < 0.5
                 });
-                found.filter(|_| whole).map_or_else(String::new, |index| ladder.name(index).into())
+                let used = |index: &usize| {
+                    day.steps.iter().any(|s| s.decision.size == ladder.name(*index))
+                };
+                found
+                    .filter(|index| whole && used(index))
+                    .map_or_else(String::new, |index| ladder.name(index).into())
             };
             let mut chart = ChartBuilder::on(area)
                 .caption("size (shaded: on mains)", ("sans-serif", 14))
                 .margin_right(20)
                 .x_label_area_size(24)
-                .y_label_area_size(80)
+                .y_label_area_size(150)
                 .build_cartesian_2d(hours, -0.5..top + 0.5)?;
             chart.draw_series(mains(&day.points, top + 0.5).chain(below(&day.points)))?;
             chart
                 .configure_mesh()
                 .disable_x_mesh()
-                .light_line_style(WHITE)
+                .disable_y_mesh()
                 .y_labels(ladder.rungs.len() * 2 + 1)
+                .x_labels(13)
                 .x_label_formatter(&|hour| format!("{hour:.0} h"))
                 .y_label_formatter(&name)
                 .label_style(("sans-serif", 12))
