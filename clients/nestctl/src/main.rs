@@ -69,7 +69,13 @@ fn run(global: &Global, command: Command) -> Result<(), Problem> {
 }
 
 async fn perform(global: &Global, command: &Command, screen: &mut Screen) -> Result<(), Problem> {
-    let client = connect(global).await?;
+    let client = match (connect(global).await, command) {
+        (Err(Problem::Client(error)), Command::Governor(args)) if args.simulates() => {
+            let place = "without --model FILE.gguf the sizes are those of the daemon";
+            return Err(Problem::At(place.into(), error));
+        }
+        (client, _) => client?,
+    };
     match command {
         Command::Status => status::status(&client, screen).await,
         Command::Watch => status::watch(&client, screen).await,

@@ -143,6 +143,8 @@ pub struct Decision {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Memo {
     levels: Levels,
+    /// Why the size is what it is.
+    because: String,
     /// The size's place.
     index: usize,
     /// When it changed, and whether it became larger.
@@ -187,12 +189,16 @@ pub fn decide(
 
     // A size that the dwell keeps has the reason that it came with.
     let kept = previous.filter(|before| turn.left.is_some() && before.memo.index == turn.index);
+    let (cause, because) = match kept {
+        Some(kept) => (kept.cause, kept.memo.because.clone()),
+        None => (wanted.limit.cause, wanted.limit.text.clone()),
+    };
     let (cause, reason) = if idles {
         (Cause::Idle, format!("nobody asked for {:.0} s", settings.idle_unload_s))
-    } else if let Some(kept) = kept {
-        (kept.cause, kept.reason.clone())
+    } else if kept.is_some() {
+        (cause, format!("{} waits out the dwell; before: {because}", ladder.name(wanted.index)))
     } else {
-        (wanted.limit.cause, wanted.limit.text.clone())
+        (cause, because.clone())
     };
     let next_threshold = match turn.left {
         Some(left) => {
@@ -224,7 +230,15 @@ pub fn decide(
         reason,
         next_threshold,
         again_in: [turn.left, again, idle_left].into_iter().flatten().min().map(|t| t.max(SOON)),
-        memo: Memo { levels, index, changed, better_since: turn.better_since, shed_at, calm_since },
+        memo: Memo {
+            because,
+            levels,
+            index,
+            changed,
+            better_since: turn.better_since,
+            shed_at,
+            calm_since,
+        },
     }
 }
 

@@ -226,9 +226,9 @@ pub(crate) fn next(
         }
         let (up, down) = words(bands);
         if level == worst
-            && let Some(band) = bands.band(level)
+            && let Some(leave) = larger_beyond(settings, inputs, bands, level, index)
         {
-            parts.push(format!("larger with {name} {up} {} {unit} for {dwell:.0} s", band.leave));
+            parts.push(format!("larger with {name} {up} {leave} {unit} for {dwell:.0} s"));
         }
         if let Some((next, enter)) = bands.next(level.max(worst)) {
             let place = ladder.within_cost(cost(settings, next));
@@ -249,4 +249,28 @@ pub(crate) fn next(
         parts.insert(0, format!("{} with {need:.0} MiB available", rung.name));
     }
     if parts.is_empty() { "nothing that is measured".into() } else { parts.join("; ") }
+}
+
+/// The value beyond which a larger size is allowed: that of the first level, from this one to milder ones,
+/// whose leaving allows more.
+fn larger_beyond(
+    settings: &Settings,
+    inputs: &Inputs<'_>,
+    bands: &Bands,
+    level: Level,
+    index: usize,
+) -> Option<f64> {
+    let milder = |than: Level| {
+        let entered = Level::ENTERED.into_iter().rev();
+        entered.filter(|level| *level < than).find(|level| bands.band(*level).is_some())
+    };
+    let mut level = level;
+    loop {
+        let band = bands.band(level)?;
+        let then = milder(level).unwrap_or_default();
+        if inputs.ladder.within_cost(cost(settings, then)) < index {
+            return Some(band.leave);
+        }
+        level = then;
+    }
 }

@@ -10,6 +10,13 @@ pub struct GovernorArgs {
     pub command: Option<GovernorCommand>,
 }
 
+impl GovernorArgs {
+    /// Whether a trace is replayed.
+    pub fn simulates(&self) -> bool {
+        matches!(self.command, Some(GovernorCommand::Simulate(_)))
+    }
+}
+
 #[derive(Subcommand)]
 pub enum GovernorCommand {
     /// Print a line at each change of the size or of the reason, until Ctrl-C
