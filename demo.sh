@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs Nestd's main job: builds it, starts the daemon with the demo model on a private message bus and
 # socket, asks questions over both APIs, switches the MatFormer size, asks again, then runs the same model
-# as a GGUF file and switches sizes in the middle of an answer, and stops.
+# as a GGUF file, switches sizes in the middle of an answer, lets a battery of files run low, and stops.
 # Needs Rust, a C compiler and dbus-daemon; the first build takes about a quarter of an hour, since it
 # compiles mistral.rs. Everything it makes but the build lives in a temporary folder.
 set -eu
@@ -59,11 +59,24 @@ dir = "$work/models"
 cache_dir = "$work/cache"
 name = "demo"
 isq = "none"
+[governor]
+state_file = "$work/governor.toml"
+sys = "$work/sys"
+battery = "sysfs"
+poll_s = 0.2
+dwell_s = 1.0
 [grpc]
 socket = "$work/nestd.sock"
 [dbus]
 bus = "unix:path=$work/bus"
 END
+
+# A battery of files, for the governor.
+battery="$work/sys/class/power_supply/BAT0"
+mkdir -p "$battery"
+echo Battery >"$battery/type"
+echo Discharging >"$battery/status"
+echo 90 >"$battery/capacity"
 
 dbus-daemon --nofork --config-file="$work/bus.conf" 2>/dev/null &
 bus_pid=$!
@@ -121,6 +134,20 @@ echo '{"type":"string","minLength":1200,"maxLength":1200}' >"$work/long.json"
 ) &
 nestctl ask --json-schema "$work/long.json" --max-tokens 1500 "What are you?"
 wait $!
+
+say "The battery runs low in the middle of an answer: the governor takes a smaller size"
+nestctl size --auto
+(
+    for charge in 45 20; do
+        sleep 0.3
+        echo $charge >"$battery/capacity"
+    done
+) &
+nestctl ask --json-schema "$work/long.json" --max-tokens 1500 "What are you?"
+wait $!
+sleep 0.5
+printf '\n$ nestctl governor\n'
+nestctl governor
 
 say "nestd stops"
 kill "$daemon_pid"

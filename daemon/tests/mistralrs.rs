@@ -15,7 +15,8 @@ use nestd::engine::catalog::Catalog;
 use nestd::engine::{self, Engine, Isq, Job, Plan, Settings, SimSettings, elastic};
 use nestd::stream::{self, Events};
 use nestd::types::{
-    Error, Event, FinishReason, Finished, GenerateRequest, Message, Part, Role, Sampling, Stopping,
+    Error, Event, FinishReason, Finished, GenerateRequest, Message, Part, Priority, Role, Sampling,
+    Stopping,
 };
 
 /// A folder of one model, which a test may break, and a cache beside it.
@@ -64,7 +65,12 @@ impl Fixture {
             parallel_requests: 2,
             elastic: elastic::Settings::default(),
             cache_dir: self.cache(),
-            sim: SimSettings { load_ms: 0, tokens_per_s: 1.0, prefill_tokens_per_s: 1.0 },
+            sim: SimSettings {
+                load_ms: 0,
+                tokens_per_s: 1.0,
+                prefill_tokens_per_s: 1.0,
+                elastic: true,
+            },
         };
         let engine = settings.clone();
         let entry = Catalog { dir, sim: false, prefer: None, engine }.find(MODEL)?;
@@ -72,6 +78,7 @@ impl Fixture {
         Ok(Plan {
             model: entry.model,
             path: entry.path,
+            written: None,
             size: info.sizes[size].name.clone(),
             info,
             settings,
@@ -101,6 +108,7 @@ fn request(text: &str) -> GenerateRequest {
         sampling: Sampling { temperature: Some(0.0), ..Sampling::default() },
         stopping: Stopping { max_tokens: 24, ..Stopping::default() },
         json_schema: None,
+        priority: Priority::Normal,
     }
 }
 

@@ -275,8 +275,11 @@ impl Governor {
         size: &str,
     ) -> Result<Events, Error> {
         let events = self.service.load(client, model, size).await?;
-        if !size.is_empty() && self.state().settings.enabled {
-            self.pin(client, size)?;
+        if !size.is_empty()
+            && self.state().settings.enabled
+            && let Err(error) = self.pin(client, size)
+        {
+            tracing::warn!(%error, "the size of a load is pinned until the daemon ends");
         }
         Ok(events)
     }

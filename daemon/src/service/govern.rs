@@ -146,7 +146,6 @@ impl Service {
         let service = Arc::clone(self);
         let why = why.to_owned();
         let park = tokio::spawn(async move {
-            let _guard = guard;
             let unloaded = match service.wait_idle(&service.settings()).await {
                 Ok(()) => service.engine.unload().await,
                 busy => busy,
@@ -162,6 +161,11 @@ impl Service {
             );
             service.hold(None);
             service.put_away(plan, &why);
+            drop(guard);
+            // Whoever came while it left waits for it.
+            if service.queue.counts().1 > 0 {
+                service.wake();
+            }
             Ok(())
         });
         park.await.map_err(|error| Error::Internal(format!("unloading: {error}")))?
@@ -177,10 +181,6 @@ impl Service {
             super::load::set_state(status, State::Parked);
         });
         self.set_gate();
-        // Whoever came while it left waits for it.
-        if self.queue.counts().1 > 0 {
-            self.wake();
-        }
     }
 
     /// Brings back the model that left memory, if that is how things stand.
@@ -192,8 +192,8 @@ impl Service {
         let Some(plan) = plan else { return };
         let service = Arc::clone(self);
         tokio::spawn(async move {
-            // Under way already: whoever waits will see it.
-            let Ok(guard) = service.change() else { return };
+            // It may still be leaving; and somebody else may bring it back first.
+            let guard = Arc::clone(&service.changing).lock_owned().await;
             if service.status.borrow().state != State::Parked {
                 return;
             }

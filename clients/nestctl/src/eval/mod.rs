@@ -14,8 +14,8 @@ use futures::{StreamExt, stream};
 use nestd_client::{
     Client, Error,
     v1::{
-        ErrorReason, Finished, GenerateRequest, Sampling, State, StatusReport, Stopping,
-        generate_event::Event,
+        ErrorReason, Finished, GenerateRequest, GovernorReport, Sampling, State, StatusReport,
+        Stopping, generate_event::Event,
     },
 };
 use serde_json::json;
@@ -34,6 +34,7 @@ pub async fn eval(client: &Client, args: &EvalArgs, screen: &mut Screen) -> Resu
     let questions = questions::read(&args.file)?;
     let mut answers = args.answers.as_ref().map(Answers::create).transpose()?;
     let before = settled(client, screen).await?;
+    let governor = client.governor().await?;
     let sizes = sizes(&args.sizes, &before.available_sizes, &before.active_size)?;
 
     let mut eval = Eval { client, args, questions: &questions, report: Report::default() };
@@ -46,7 +47,7 @@ pub async fn eval(client: &Client, args: &EvalArgs, screen: &mut Screen) -> Resu
     let mut restored = Ok(());
     if sizes.iter().any(|size| *size != before.active_size) {
         restored = tokio::select! {
-            restored = load(client, &before.active_size, screen) => restored,
+            restored = restore(client, &before.active_size, &governor, screen) => restored,
             _ = tokio::signal::ctrl_c() => Err(Problem::Interrupted),
         };
     }
@@ -59,6 +60,20 @@ pub async fn eval(client: &Client, args: &EvalArgs, screen: &mut Screen) -> Resu
         screen.value(&eval.report.json(&args.file.display().to_string(), &model))?;
     } else {
         screen.text(&eval.report.table())?;
+    }
+    Ok(())
+}
+
+/// Goes back to the size from before; a load pins it, which the pin from before puts right.
+async fn restore(
+    client: &Client,
+    size: &str,
+    governor: &GovernorReport,
+    screen: &mut Screen,
+) -> Result<(), Problem> {
+    load(client, size, screen).await?;
+    if governor.enabled {
+        client.pin(&governor.pin).await?;
     }
     Ok(())
 }
