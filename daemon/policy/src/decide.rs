@@ -115,6 +115,8 @@ pub struct Inputs<'a> {
 pub struct Decision {
     /// The size.
     pub size: String,
+    /// The larger size that comes when the dwell is over, if it does.
+    pub planned: Option<String>,
     /// The worst level of any reading.
     pub level: Level,
     /// The longest context that a new request may have.
@@ -217,6 +219,10 @@ pub fn decide(
     let context = ladder.context_tokens;
     Decision {
         size: ladder.name(index).to_owned(),
+        planned: turn
+            .left
+            .filter(|_| wanted.index < index)
+            .map(|_| ladder.name(wanted.index).to_owned()),
         level,
         max_context: match shed {
             Shed::Nothing | Shed::Caches => context,

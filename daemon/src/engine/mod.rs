@@ -41,6 +41,9 @@ pub trait Engine {
         None
     }
 
+    /// Readies what a size needs that may come soon, without waiting for it.
+    fn prepare(&mut self, _size: &str) {}
+
     /// Narrows what it may use; what runs already goes on.
     fn constrain(&mut self, _constraints: Constraints) {}
 

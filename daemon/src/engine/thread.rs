@@ -31,6 +31,8 @@ enum Command {
     Switch { size: String, reason: String, reply: Reply<Option<Loaded>> },
     /// Any time; without an engine it does nothing.
     Constrain(Constraints),
+    /// Likewise.
+    Prepare(String),
     /// Any time; jobs that still run are dropped with their engine.
     Unload { reply: Reply<()> },
     /// With an engine loaded.
@@ -84,6 +86,11 @@ impl Handle {
     /// Narrows what the engine may use.
     pub fn constrain(&self, constraints: Constraints) -> Result<(), Error> {
         self.send(Command::Constrain(constraints))
+    }
+
+    /// Readies what a size needs that may come soon.
+    pub fn prepare(&self, size: String) -> Result<(), Error> {
+        self.send(Command::Prepare(size))
     }
 
     /// Gives the model's memory back. Takes as long as it takes: a timeout would leave the caller with
@@ -188,6 +195,11 @@ fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>) {
         Command::Constrain(constraints) => {
             if let Some(engine) = engine {
                 engine.constrain(constraints);
+            }
+        }
+        Command::Prepare(size) => {
+            if let Some(engine) = engine {
+                engine.prepare(&size);
             }
         }
         Command::Unload { reply } => {

@@ -104,6 +104,11 @@ impl Governor {
         let previous = state.last.as_ref().filter(|(name, _)| *name == model.model);
         let previous = previous.map(|(_, decision)| decision);
         let decision = decide(&state.settings.policy, &inputs, previous, self.began.elapsed());
+        if let Some(planned) = &decision.planned
+            && previous.is_none_or(|previous| previous.planned != decision.planned)
+        {
+            self.service.prepare(planned);
+        }
         let told = previous.map(|previous| (&previous.reason, previous.shed));
         if told != Some((&decision.reason, decision.shed)) {
             tracing::debug!(

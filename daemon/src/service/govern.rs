@@ -117,6 +117,13 @@ impl Service {
         self.apply_limits();
     }
 
+    /// Readies what a size needs that may come soon, where the engine can.
+    pub fn prepare(&self, size: &str) {
+        if let Err(error) = self.engine.prepare(size.to_owned()) {
+            tracing::debug!(%error, "nothing was read ahead");
+        }
+    }
+
     /// Takes the loaded model to another size: between two tokens where the engine can, else by a load.
     /// A load that fails goes back to the size before. Tells how long it took.
     pub async fn resize(self: &Arc<Self>, size: &str, reason: &str) -> Result<Duration, Error> {

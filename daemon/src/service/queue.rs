@@ -305,7 +305,8 @@ mod tests {
             let second = queue.enter(4, Priority::Interactive).unwrap().turn(|_| {});
             tokio::pin!(normal, first, second);
             assert!(futures::poll!(&mut normal).is_pending());
-            assert_eq!(futures::poll!(&mut first).is_ready(), overtaking);
+            let first = futures::poll!(&mut first);
+            assert_eq!(first.is_ready(), overtaking);
             assert!(futures::poll!(&mut second).is_pending(), "one place, not more");
             drop(running);
         }

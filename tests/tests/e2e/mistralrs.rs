@@ -9,9 +9,11 @@ use nestd_client::v1::{
     generate_event::Event,
 };
 use nestd_client::{Client, ask, message};
-use nestd_tests::{Builder, Daemon, collect, finished, project, text, until};
+use nestd_tests::{Builder, Daemon, Device, collect, finished, project, text, until};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
+
+use crate::governor::told;
 
 const QUESTION: &str = "What is the capital of France?";
 const ANSWER: &str = "The capital of France is Paris.";
@@ -322,4 +324,41 @@ async fn a_model_that_cannot_be_loaded_is_told_and_the_daemon_stays() {
     switch(&client, "").await;
     let events = collect(client.generate(ask(QUESTION)).await.unwrap()).await.unwrap();
     assert_eq!(text(&events), ANSWER);
+}
+
+#[tokio::test]
+async fn the_battery_takes_a_load_and_a_load_that_fails_leaves_what_was_there() {
+    let (folder, files) = models();
+    let device = Device::on_battery(90);
+    let daemon = device.governs(builder(folder.path())).start();
+    let client = daemon.grpc().await;
+    assert_eq!(until_settled(&client).await, State::Ready);
+    let status = client.status().await.unwrap();
+    let (large, small) = (&status.available_sizes[0], status.available_sizes.last().unwrap());
+    assert_eq!(status.active_size, *large);
+
+    let running = client.generate(ask(QUESTION)).await.unwrap();
+    device.charge("20");
+    let asked = told(&client, |report| report.selected_size == *small).await;
+    assert!(asked.reason.contains("battery"), "{}", asked.reason);
+    let waiting = client.generate(ask(QUESTION)).await.unwrap();
+    for (answer, sizes) in [(running, [large]), (waiting, [small])] {
+        let events = collect(answer).await.unwrap();
+        assert_eq!(text(&events), ANSWER);
+        assert!(finished(&events).sizes.iter().eq(sizes), "{:?}", finished(&events).sizes);
+    }
+    told(&client, |report| report.active_size == *small && report.cause == "battery").await;
+
+    // The weights are damaged when the larger size is due.
+    let weights = files.join("model.safetensors");
+    let whole = std::fs::read_link(&weights).unwrap();
+    std::fs::remove_file(&weights).unwrap();
+    std::fs::write(&weights, "damaged").unwrap();
+    device.charge("90");
+    let report = told(&client, |report| !report.problem.is_empty()).await;
+    assert_eq!((&report.active_size, &report.selected_size), (small, large));
+    let events = collect(client.generate(ask(QUESTION)).await.unwrap()).await.unwrap();
+    assert_eq!(text(&events), ANSWER, "the old size still answers");
+    std::fs::remove_file(&weights).unwrap();
+    symlink(whole, &weights).unwrap();
 }

@@ -70,6 +70,9 @@ async fn upower_is_followed_through_a_day_and_a_restart() {
     let joules = report.energy_per_token_j.unwrap();
     assert!((0.005..0.8).contains(&joules), "{joules} J a token");
 
+    // The rest of the day under one answer: none of it costs a token.
+    let words = "word ".repeat(400);
+    let answer = client.generate(ask(words.clone())).await.unwrap();
     percentage(&mock, 5.0).await;
     plugged(&mock, true).await;
     at(&client, "large", "plenty").await;
@@ -90,6 +93,7 @@ async fn upower_is_followed_through_a_day_and_a_restart() {
     at(&client, "large", "plenty").await;
     let _mock = upower(&daemon.bus_address(), 15.0).await;
     at(&client, "small", "battery").await;
+    assert_eq!(text(&collect(answer).await.unwrap()), words, "all tokens there");
 }
 
 #[tokio::test]

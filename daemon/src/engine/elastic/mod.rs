@@ -129,6 +129,12 @@ impl Engine for Elastic {
         Some(())
     }
 
+    fn prepare(&mut self, size: &str) {
+        if let Some(rung) = self.rungs.iter().find(|rung| rung.name == size) {
+            self.model.read_ahead(&self.slice, &rung.slice);
+        }
+    }
+
     fn constrain(&mut self, constraints: Constraints) {
         self.constraints = constraints;
         if !constraints.caches {
