@@ -202,10 +202,10 @@ async fn one_client_cannot_hold_without_end() {
     let device = Device::default();
     let daemon = sim(&device);
     for (name, client) in daemon.both().await {
-        let hold = || HoldRequest { no_background: true, ..HoldRequest::default() };
+        let wish = || HoldRequest { no_background: true, ..HoldRequest::default() };
         let mut held = Vec::new();
         let refused = loop {
-            match client.hold(hold()).await {
+            match client.hold(wish()).await {
                 Ok(hold) => held.push(hold),
                 Err(error) => break error,
             }

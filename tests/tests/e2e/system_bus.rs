@@ -1,4 +1,4 @@
-//! The governor on a system bus: UPower, power-profiles-daemon and logind as python-dbusmock plays them.
+//! The governor on a system bus: `UPower`, power-profiles-daemon and logind as python-dbusmock plays them.
 
 use std::time::Duration;
 
