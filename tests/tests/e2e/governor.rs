@@ -206,7 +206,7 @@ async fn one_client_cannot_hold_without_end() {
         let mut held = Vec::new();
         let refused = loop {
             match client.hold(wish()).await {
-                Ok(hold) => held.push(hold),
+                Ok(one) => held.push(one),
                 Err(error) => break error,
             }
             assert!(held.len() < 20, "{name}");
