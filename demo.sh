@@ -137,9 +137,15 @@ wait $!
 
 say "The battery runs low in the middle of an answer: the governor takes a smaller size"
 nestctl size --auto
+# Larger takes a dwell.
+tries=0
+until nestctl --json governor | grep -q '"cause":"plenty"' || [ $tries = 100 ]; do
+    tries=$((tries + 1))
+    sleep 0.1
+done
 (
     for charge in 45 20; do
-        sleep 0.3
+        sleep 0.2
         echo $charge >"$battery/capacity"
     done
 ) &
