@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use nestd_elastic::kv::Store;
 
 #[derive(Subcommand)]
 pub enum ModelCommand {
@@ -34,6 +35,9 @@ pub struct InspectArgs {
     /// The tokens of a conversation to count memory for
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = tokens())]
     pub context: u32,
+    /// What keys and values are stored as
+    #[arg(long, value_enum, default_value_t)]
+    pub kv: Kv,
     /// List every tensor too
     #[arg(long)]
     pub tensors: bool,
@@ -105,6 +109,9 @@ pub struct BenchArgs {
     /// The MatFormer size [default: the largest]
     #[arg(long, value_name = "NAME")]
     pub size: Option<String>,
+    /// What keys and values are stored as
+    #[arg(long, value_enum, default_value_t)]
+    pub kv: Kv,
     /// Computing threads, 0 for one a core
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1024))]
     pub threads: u32,
@@ -117,6 +124,25 @@ pub struct BenchArgs {
     /// The other size [default: the smallest]
     #[arg(long, value_name = "NAME", requires = "switch_every")]
     pub switch_to: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Kv {
+    /// 16 bits
+    #[default]
+    F16,
+    /// 8 bits with scales: half the memory
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl From<Kv> for Store {
+    fn from(kv: Kv) -> Self {
+        match kv {
+            Kv::F16 => Self::F16,
+            Kv::Q8_0 => Self::Q8_0,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -73,7 +73,12 @@ fn measure(args: &BenchArgs, screen: &mut Screen) -> Result<Measured, Problem> {
         Pool::new(&settings).map_err(|error| Problem::Io(format!("no computing threads: {error}")))
     };
     let context = count(args.prompt_tokens).saturating_add(count(args.max_tokens));
-    let shape = Shape::new(model.config(), context, Store::F16);
+    let store = args.kv.into();
+    if store == Store::Q8_0 && !model.config().head_dim.is_multiple_of(32) {
+        let problem = "--kv q8_0 takes a model whose heads are a multiple of 32 wide";
+        return Err(Problem::Usage(problem.into()));
+    }
+    let shape = Shape::new(model.config(), context, store);
     let threads;
     let mut runs = Vec::new();
     {

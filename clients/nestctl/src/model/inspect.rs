@@ -2,7 +2,6 @@
 
 use nestd_elastic::config::Config;
 use nestd_elastic::gguf::{Header, Tensor, Value};
-use nestd_elastic::kv::Store;
 use nestd_elastic::ladder::sizes_of;
 use nestd_elastic::model::Model;
 use nestd_elastic::need::{Need, need, read_per_token};
@@ -81,7 +80,7 @@ fn read(args: &InspectArgs) -> Result<Inspected, Problem> {
     for size in sizes_of(&args.file, config).map_err(wrong)? {
         let slice = model.slice(&size).map_err(wrong)?;
         sizes.push(Rung {
-            need: need(&header, config, &slice, context, Store::F16),
+            need: need(&header, config, &slice, context, args.kv.into()),
             read_per_token: read_per_token(&header, config, &slice),
             layers: size.widths.len(),
             effective_params_b: size.effective_params_b,
