@@ -295,6 +295,10 @@ async fn signals_of_a_request_go_to_its_caller_alone() {
     while !changed.contains_key("ActiveSize") {
         let signal = heard.next().await.unwrap().unwrap();
         let member = signal.header().member().map(ToString::to_string);
+        // The governor's own broadcast, which has other arguments.
+        if member.as_deref() == Some("SizeChanged") {
+            continue;
+        }
         assert_eq!(member.as_deref(), Some("PropertiesChanged"));
         let body = signal.body();
         let (interface, properties, _): (
