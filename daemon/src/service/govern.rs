@@ -179,7 +179,7 @@ impl Service {
     }
 
     /// The state of a model that left memory and comes back.
-    fn put_away(self: &Arc<Self>, plan: Plan, why: &str) {
+    pub(super) fn put_away(&self, plan: Plan, why: &str) {
         *self.parked.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan);
         self.status.send_modify(|status| {
             status.loaded = None;
@@ -205,16 +205,13 @@ impl Service {
                 return;
             }
             let size = service.preferred(&plan.model, &plan.info);
-            let fresh = Plan { size: size.unwrap_or_else(|| plan.size.clone()), ..plan.clone() };
+            let fresh = Plan { size: size.unwrap_or_else(|| plan.size.clone()), ..plan };
             let settings = service.settings();
             let id = service.next_id.fetch_add(1, Ordering::Relaxed);
             let (sink, _events) = stream::channel(id, settings.buffer_bytes);
             service.pause(&fresh.model);
-            let load = tokio::spawn(Arc::clone(&service).run_load(fresh, sink, guard, settings));
-            if let Ok(Err(error)) = load.await {
-                // Those who waited were told; the next one tries again.
-                service.put_away(plan, &error.to_string());
-            }
+            // It tells the log and those who wait.
+            let _ = Arc::clone(&service).run_load(fresh, sink, guard, settings).await;
         });
     }
 

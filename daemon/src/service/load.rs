@@ -233,7 +233,16 @@ impl Service {
                         }
                     }
                 }
-                self.settle(Some(&error));
+                // A model that had left memory may still come back with the next request; who waits for
+                // this one is told.
+                let parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                match parked.filter(|_| self.held().is_none()) {
+                    Some(parked) => {
+                        self.queue.refuse_waiting(&error);
+                        self.put_away(parked, &error.to_string());
+                    }
+                    None => self.settle(Some(&error)),
+                }
                 sink.fail(error.clone());
                 Err(error)
             }

@@ -51,11 +51,12 @@ pub(super) struct Limits {
     pub(super) overtaking: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 struct Waiting {
     id: u64,
     priority: Priority,
     since: Instant,
+    /// What it waited for has failed.
+    refused: Option<Error>,
 }
 
 impl Waiting {
@@ -134,10 +135,18 @@ impl Queue {
                 retry_after_ms: retry_after_ms.clamp(100, 60_000),
             });
         }
-        inner.waiting.push(Waiting { id, priority, since: Instant::now() });
+        inner.waiting.push(Waiting { id, priority, since: Instant::now(), refused: None });
         drop(inner);
         self.changed.send_replace(());
         Ok(Ticket { queue: Arc::clone(self), id, priority })
+    }
+
+    /// Ends those who wait now, whatever becomes of the gate before they notice.
+    pub(super) fn refuse_waiting(&self, error: &Error) {
+        for waiting in &mut self.lock().waiting {
+            waiting.refused = Some(error.clone());
+        }
+        self.changed.send_replace(());
     }
 
     /// Returns when nothing runs.
@@ -166,6 +175,10 @@ impl Ticket {
         loop {
             {
                 let mut inner = self.queue.lock();
+                let own = inner.waiting.iter().find(|waiting| waiting.id == self.id);
+                if let Some(error) = own.and_then(|own| own.refused.clone()) {
+                    return Err(error);
+                }
                 let position = inner.position(self.id);
                 match &inner.gate {
                     Gate::Closed(error) => return Err(error.clone()),
@@ -267,6 +280,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn those_who_waited_for_what_failed_are_told() {
+        let queue = queue(Gate::Paused, 1, 2);
+        let waiting = queue.enter(1, Priority::Normal).unwrap().turn(|_| {});
+        queue.refuse_waiting(&Error::ShuttingDown);
+        let later = queue.enter(2, Priority::Normal).unwrap().turn(|_| {});
+        queue.set_gate(Gate::Open);
+        assert_eq!(waiting.await.err(), Some(Error::ShuttingDown));
+        assert!(later.await.is_ok());
+    }
+
+    #[tokio::test]
     async fn a_ticket_that_is_dropped_leaves_the_queue() {
         let queue = queue(Gate::Paused, 1, 1);
         drop(queue.enter(1, Priority::Normal).unwrap().turn(|_| {}));
@@ -316,7 +340,8 @@ mod tests {
     fn waiting_makes_more_urgent() {
         let since = Instant::now();
         let rank = |priority, seconds| {
-            Waiting { id: 1, priority, since }.rank(since + Duration::from_secs(seconds))
+            Waiting { id: 1, priority, since, refused: None }
+                .rank(since + Duration::from_secs(seconds))
         };
         assert!(rank(Priority::Normal, 0) < rank(Priority::Background, 29));
         assert_eq!(rank(Priority::Normal, 0), rank(Priority::Background, 31));

@@ -9,7 +9,7 @@ use nestd_client::v1::{
     ErrorReason, FinishReason, Priority, Role, Sampling, State, Stopping, generate_event::Event,
 };
 use nestd_client::{Client, ask, message};
-use nestd_tests::{Builder, Daemon, collect, finished, project, so_far, text, until};
+use nestd_tests::{Builder, Daemon, Device, collect, finished, project, so_far, text, until};
 use tempfile::TempDir;
 
 const QUESTION: &str = "What is the capital of France?";
@@ -312,4 +312,26 @@ async fn background_work_stands_still_while_an_interactive_request_runs() {
             assert!(whole.chars().count() >= 600, "{name}: {whole}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_model_that_cannot_come_back_is_told_and_tried_again() {
+    let (folder, file) = models();
+    let device = Device::default();
+    let daemon = device.governs(builder(&folder)).set("governor.idle_unload_s", "1").start();
+    let client = daemon.grpc().await;
+    until(&client, |status| status.state() == State::Parked).await;
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&file, "damaged").unwrap();
+    for _ in 0..2 {
+        let events = client.generate(ask(QUESTION)).await.unwrap();
+        let refused = tokio::time::timeout(Duration::from_secs(20), collect(events)).await;
+        let refused = refused.expect("it is told").unwrap_err();
+        assert_eq!(refused.reason(), Some(ErrorReason::ModelInvalid), "{refused}");
+        let status = until(&client, |status| status.state() == State::Parked).await;
+        assert!(status.problem.contains("comes back"), "{}", status.problem);
+    }
+    std::fs::write(&file, &whole).unwrap();
+    let events = collect(client.generate(ask(QUESTION)).await.unwrap()).await.unwrap();
+    assert_eq!(text(&events), ANSWER);
 }
