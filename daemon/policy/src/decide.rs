@@ -307,6 +307,11 @@ fn give_up(
     let memo = previous.map(|decision| &decision.memo);
     let at = memo.and_then(|memo| memo.shed_at);
     if levels.memory() == Level::Critical {
+        // A stage has its time from when memory became critical, not from some earlier time.
+        let entered = memo.is_none_or(|memo| memo.levels.memory() != Level::Critical);
+        if entered {
+            return (before.max(Shed::Size), Some(now), None);
+        }
         let due = at.is_none_or(|at| now.saturating_sub(at) >= SHED_INTERVAL);
         // Caches, context and size go at once: they cost nobody a request.
         return match before {

@@ -56,15 +56,13 @@ pub trait Engine {
 pub struct Constraints {
     /// The longest context of a new request.
     pub context_tokens: u32,
-    /// Whether background requests go on.
-    pub background: bool,
     /// Whether caches are kept that no running request uses.
     pub caches: bool,
 }
 
 impl Default for Constraints {
     fn default() -> Self {
-        Self { context_tokens: u32::MAX, background: true, caches: true }
+        Self { context_tokens: u32::MAX, caches: true }
     }
 }
 

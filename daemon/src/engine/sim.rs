@@ -132,8 +132,7 @@ impl Engine for Sim {
         let now = Instant::now();
         let priority = |running: &Running| running.job.request.priority;
         let urgent = self.running.iter().any(|r| priority(r) == Priority::Interactive);
-        let stops = urgent || !self.constraints.background;
-        let stands = |running: &Running| stops && priority(running) == Priority::Background;
+        let stands = |running: &Running| urgent && priority(running) == Priority::Background;
         let (mut index, mut ended) = (0, false);
         while let Some(running) = self.running.get_mut(index) {
             if running.job.sink.cancelled().is_cancelled() {

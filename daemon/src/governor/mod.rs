@@ -63,7 +63,7 @@ pub struct Wish {
     pub min_size: String,
     /// No larger than this; empty: any.
     pub max_size: String,
-    /// Background requests stand still.
+    /// No new background requests are taken.
     pub no_background: bool,
     /// Why, for people.
     pub reason: String,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use nestd_policy::decide::{Decision, Inputs, Shed, decide};
+use nestd_policy::decide::{Cause, Decision, Inputs, Shed, decide};
 use nestd_policy::snapshot::Snapshot;
 
 use super::energy::Energy;
@@ -18,6 +18,8 @@ use crate::types::{Error, State as DaemonState};
 
 /// A change that failed is not tried again sooner.
 const RETRY: Duration = Duration::from_secs(10);
+/// Nor one that memory is waiting for.
+const URGENT_RETRY: Duration = Duration::from_secs(1);
 /// Running requests have so long to end before the device sleeps: logind waits for five seconds.
 const SLEEP: Duration = Duration::from_secs(4);
 
@@ -33,7 +35,7 @@ impl Governor {
         let mut status = self.service.watch();
         let mut busy = self.service.busy();
         let mut work: Option<Work> = None;
-        let mut retry_at = Instant::now();
+        let mut failed_at: Option<Instant> = None;
         let mut sensors_left = true;
         let mut active = self.loaded();
         let mut energy = Energy::default();
@@ -56,7 +58,11 @@ impl Governor {
             let decision = self.decide();
             let mut again = decision.as_ref().and_then(|decision| decision.again_in);
             if work.is_none() {
-                let wait = retry_at.saturating_duration_since(Instant::now());
+                let urgent =
+                    decision.as_ref().is_some_and(|decision| decision.shed > Shed::Nothing);
+                let pause = if urgent { URGENT_RETRY } else { RETRY };
+                let wait =
+                    failed_at.map_or(Duration::ZERO, |at| pause.saturating_sub(at.elapsed()));
                 match decision.and_then(|decision| self.work(&decision, wait.is_zero())) {
                     Some(Ok(begun)) => work = Some(begun),
                     Some(Err(())) => again = Some(again.map_or(wait, |again| again.min(wait))),
@@ -72,9 +78,7 @@ impl Governor {
                 () = sleep(again) => {}
                 result = finished(&mut work) => {
                     work = None;
-                    if self.record(result) {
-                        retry_at = Instant::now() + RETRY;
-                    }
+                    failed_at = self.record(result).then(Instant::now);
                     active = self.loaded();
                 }
             }
@@ -124,6 +128,9 @@ impl Governor {
         drop(state);
         let why = match holds.no_background() {
             Some(hold) => format!("{}: {}", hold.client, hold.reason),
+            None if decision.cause == Cause::Pin => {
+                format!("the device is at level {}", decision.level.name())
+            }
             None => decision.reason.clone(),
         };
         self.service.allow(Allowance {

@@ -22,7 +22,7 @@ pub struct Allowance {
     pub max_context: u32,
     /// Requests that run at once.
     pub max_parallel: u32,
-    /// Why background requests stand still and new ones are refused; None: they run.
+    /// Why no new background requests are taken; None: they are.
     pub no_background: Option<String>,
     /// Whether caches are kept that no running request uses.
     pub caches: bool,
@@ -105,11 +105,8 @@ impl Service {
     }
 
     pub(super) fn set_allowance(&self, allowance: Allowance) {
-        let constraints = Constraints {
-            context_tokens: allowance.max_context,
-            background: allowance.no_background.is_none(),
-            caches: allowance.caches,
-        };
+        let constraints =
+            Constraints { context_tokens: allowance.max_context, caches: allowance.caches };
         *self.allowance.write().unwrap_or_else(PoisonError::into_inner) = allowance;
         if let Err(error) = self.engine.constrain(constraints) {
             tracing::warn!(%error, "the engine was not told what it may use");

@@ -115,7 +115,10 @@ impl Service {
         if old != (Plan { size: old.size.clone(), ..plan.clone() }) {
             return Ok(false);
         }
-        self.fit(plan, &self.settings())?;
+        // Smaller always fits, and most of all when nothing else does.
+        if memory_of(plan) > memory_of(&old) {
+            self.fit(plan, &self.settings())?;
+        }
         let began = Instant::now();
         let Some(loaded) = self.engine.switch(plan.size.clone(), reason.to_owned()).await? else {
             return Ok(false);
@@ -309,6 +312,10 @@ impl Service {
     }
 
     pub(super) fn hold(&self, plan: Option<Plan>) {
+        if plan.is_some() {
+            // What was just loaded has not idled yet.
+            *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = plan;
     }
 

@@ -52,7 +52,7 @@ pub struct HoldArgs {
     /// No larger than this size
     #[arg(long, value_name = "SIZE", default_value = "", hide_default_value = true)]
     pub max: String,
-    /// Let background requests stand still
+    /// Have no new background requests taken
     #[arg(long)]
     pub no_background: bool,
     /// Why, for whoever looks

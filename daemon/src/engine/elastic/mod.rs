@@ -39,8 +39,6 @@ const SHARED_CHUNK: usize = 32;
 const SETTLED: Duration = Duration::from_secs(2);
 /// While an interactive request runs, background ones take part in one step of so many: they end some day.
 const BACKGROUND_STEP: u32 = 16;
-/// How often requests that stand still are looked at when nothing else runs.
-const STANDING: Duration = Duration::from_millis(20);
 /// How often a schema that is being read is asked for, when nothing else is to do.
 const COMPILING: Duration = Duration::from_millis(2);
 
@@ -105,13 +103,9 @@ impl Engine for Elastic {
             self.running.drain(..).for_each(|running| running.fail(error.clone()));
         }
         let tidy = self.tidy();
-        let stopped =
-            |r: &Running| r.priority() == Priority::Background && !self.constraints.background;
-        if !self.running.iter().all(stopped) {
+        if !self.running.is_empty() {
             return Step::Ready;
         }
-        // A cancelled one is noticed though it stands still.
-        let tidy = if self.running.is_empty() { tidy } else { Some(STANDING) };
         let compiling = (!self.compiling.is_empty()).then_some(COMPILING);
         compiling.into_iter().chain(tidy).min().map_or(Step::Idle, Step::Wait)
     }
@@ -225,6 +219,7 @@ impl Elastic {
             };
             match outcome {
                 Outcome::GoesOn => {}
+                Outcome::Standing if !self.constraints.caches => {}
                 Outcome::Standing => self.prefixes.keep(
                     running.read_so_far(),
                     running.sequence(),
@@ -256,8 +251,7 @@ impl Elastic {
     fn share(&self) -> Vec<Vec<u32>> {
         let urgent = self.running.iter().any(|r| r.priority() == Priority::Interactive)
             && !self.steps.is_multiple_of(BACKGROUND_STEP);
-        let stops = urgent || !self.constraints.background;
-        let stands = |r: &Running| stops && r.priority() == Priority::Background;
+        let stands = |r: &Running| urgent && r.priority() == Priority::Background;
         // One prompt is read at a time, the most urgent first: it is answered sooner, and the last no
         // later.
         let reading = self.running.iter().enumerate().filter(|(_, r)| r.unread() > 0 && !stands(r));
