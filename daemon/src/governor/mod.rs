@@ -293,13 +293,10 @@ impl Governor {
             return Err(Error::invalid(field, "is not the name of a size"));
         }
         let Some(held) = self.service.held_model() else { return Ok(()) };
-        let names: Vec<_> = held.info.sizes.iter().map(|size| size.name.as_str()).collect();
-        if names.contains(&size) {
+        if held.info.sizes.iter().any(|known| known.name == size) {
             return Ok(());
         }
-        let (model, names) = (held.model, names.join(", "));
-        let problem = format!("the model {model:?} has no size {size:?}; it has {names}");
-        Err(Error::invalid(field, problem))
+        Err(held.info.no_size(&held.model, field, size))
     }
 
     /// The size for a load that names none.

@@ -241,8 +241,9 @@ impl Service {
                 let parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 match parked.filter(|_| self.held().is_none()) {
                     Some(parked) => {
-                        self.queue.refuse_waiting(&error);
+                        // In this order: who comes in between is refused too, and none is left waiting.
                         self.put_away(parked, &error.to_string());
+                        self.queue.refuse_waiting(&error);
                     }
                     None => self.settle(Some(&error)),
                 }
@@ -394,8 +395,5 @@ fn resolve_size(
     let (field, name) = if asked.is_empty() { ("model.size", configured) } else { ("size", asked) };
     let names = || info.sizes.iter().map(|size| size.name.as_str());
     let size = if name.is_empty() { names().next() } else { names().find(|known| *known == name) };
-    size.map(str::to_owned).ok_or_else(|| {
-        let names = names().collect::<Vec<_>>().join(", ");
-        Error::invalid(field, format!("the model {model:?} has no size {name:?}; it has {names}"))
-    })
+    size.map(str::to_owned).ok_or_else(|| info.no_size(model, field, name))
 }

@@ -1,5 +1,7 @@
 //! Models, their MatFormer sizes, and the daemon's state.
 
+use super::Error;
+
 /// Which engine runs a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineKind {
@@ -32,6 +34,16 @@ pub struct ModelInfo {
     pub sizes: Vec<SizeInfo>,
     /// The longest context that the model was made for.
     pub context_tokens: u32,
+}
+
+impl ModelInfo {
+    /// The refusal of a size that the model does not have; `field` named it.
+    #[must_use]
+    pub fn no_size(&self, model: &str, field: &str, size: &str) -> Error {
+        let names: Vec<_> = self.sizes.iter().map(|size| size.name.as_str()).collect();
+        let names = names.join(", ");
+        Error::invalid(field, format!("the model {model:?} has no size {size:?}; it has {names}"))
+    }
 }
 
 /// One MatFormer size of a model.

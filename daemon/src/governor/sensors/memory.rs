@@ -1,9 +1,10 @@
 //! Memory of the machine, from sysinfo, and of the daemon's control group, whichever leaves less.
 //!
-//! The governor's task owns it. It looks at every poll and speaks when something moved by a hundredth
-//! of what there is. sysinfo always looks at the real /proc; only the control group has a root given.
+//! The governor's task owns it. It looks at every poll, and every second while little is left, and speaks
+//! when something moved by a hundredth of what there is, or by an eighth of what is left. sysinfo always looks at the real /proc; only the control group has a root given.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use nestd_policy::snapshot::Memory;
@@ -15,6 +16,9 @@ use crate::service::memory::group;
 const MIB: u64 = 1 << 20;
 /// A move smaller than this is noise, and so is one below a hundredth of the total.
 const NOISE_MIB: u64 = 16;
+/// How often to look while less than a tenth of the total is left: more is given up every two seconds then,
+/// and each time on a new reading.
+const SHORT: Duration = Duration::from_secs(1);
 
 /// The sensor.
 pub struct Sensor {
@@ -68,8 +72,11 @@ impl Sensor {
 fn moved(before: Option<Memory>, now: Option<Memory>) -> bool {
     let (Some(before), Some(now)) = (before, now) else { return before != now };
     let noise = NOISE_MIB.max(now.total_mib / 100);
+    // What is left is compared with thresholds that may be far below a hundredth of the total.
+    let left = before.available_mib.min(now.available_mib);
+    let noise_left = NOISE_MIB.max((now.total_mib / 100).min(left / 8));
     before.total_mib != now.total_mib
-        || before.available_mib.abs_diff(now.available_mib) > noise
+        || before.available_mib.abs_diff(now.available_mib) > noise_left
         || before.swap_used_mib.abs_diff(now.swap_used_mib) > noise
         || before.resident_mib.abs_diff(now.resident_mib) > noise
 }
@@ -84,6 +91,9 @@ impl super::Sensor for Sensor {
             loop {
                 self.every.tick().await;
                 let now = self.read();
+                if now.is_some_and(|now| now.available_mib < now.total_mib / 10) {
+                    self.every.again_in(SHORT.min(self.every.period));
+                }
                 let before = match &self.told {
                     Some(Reading::Memory(before)) => Some(*before),
                     _ => None,
@@ -100,12 +110,10 @@ impl super::Sensor for Sensor {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-    use std::time::Duration;
-
     use super::super::testing::{said, tree};
     use super::super::{Sensor as _, Settings};
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn noise_is_not_told() {
@@ -114,6 +122,11 @@ mod tests {
         assert!(!moved(at(1000), at(1040)));
         assert!(moved(at(1000), at(959)));
         assert!(moved(at(1000), None));
+        // On a large machine, a hundredth is more than what is critical.
+        let large =
+            |available_mib| Some(Memory { available_mib, total_mib: 32_000, ..Memory::default() });
+        assert!(moved(large(320), large(120)));
+        assert!(!moved(large(16_000), large(15_700)));
         assert!(!moved(None, None));
     }
 
