@@ -124,10 +124,12 @@ fn fatal(what: &str, ended: Result<Result<(), Fatal>, JoinError>) -> Fatal {
 /// Applies what can be applied; a configuration with errors changes nothing.
 fn reload(config: &mut Config, layers: &Layers, core: &Core, log: &Log) {
     match Config::load(layers) {
-        Ok(new) => {
+        Ok(mut new) => {
             for key in config.needs_restart(&new) {
                 tracing::warn!(key, "takes effect with the next start only");
             }
+            // Without sensors it would decide on nothing.
+            new.governor.enabled &= config.governor.enabled;
             log.set(&new.log_level);
             core.service.configure(settings(&new));
             core.governor.configure(governor_settings(&new));

@@ -22,7 +22,13 @@ fn ladder() -> Ladder {
         need_mib: (params * 800.0) as u64,
         cost_percent: params * 25.0,
     });
-    Ladder { rungs: rungs.collect(), held_mib: 0, context_tokens: 4096, parallel_requests: 4 }
+    Ladder {
+        rungs: rungs.collect(),
+        held_mib: 0,
+        limit_mib: None,
+        context_tokens: 4096,
+        parallel_requests: 4,
+    }
 }
 
 fn profile() -> impl Strategy<Value = Settings> {
@@ -127,8 +133,9 @@ proptest! {
     ) {
         for (decision, snapshot) in run(&settings, &holds, &day).iter().zip(&day) {
             let size = place(decision);
-            let available = snapshot.memory.map_or(u64::MAX, |memory| memory.available_mib);
+            let available = snapshot.memory.map(|memory| memory.available_mib);
             let fits = ladder().within_memory(available, settings.reserve_leave_mib);
+            prop_assert!(decision.cause != Cause::Pin || holds.pin.as_ref() == Some(&decision.size));
             let danger = decision.level == Level::Critical || decision.shed >= Shed::Size;
             if danger || fits > 0 {
                 continue;
@@ -272,6 +279,39 @@ fn up_waits_for_the_dwell_and_down_does_not() {
         "{}",
         decisions[5].next_threshold
     );
+}
+
+#[test]
+fn a_pin_is_no_reason_while_memory_calms_down() {
+    let settings = file::settings("headset", "[governor]\ndwell_s = 10").unwrap();
+    let memory = |available_mib| Snapshot {
+        memory: Some(Memory { available_mib, total_mib: 8000, ..Memory::default() }),
+        ..Snapshot::default()
+    };
+    let pinned = Holds { pin: Some("E4B".into()), ..Holds::default() };
+    let mut day = vec![memory(7000), memory(10)];
+    day.extend(std::iter::repeat_n(memory(7000), 12));
+    let decisions = run(&settings, &pinned, &day);
+    assert_eq!((decisions[0].size.as_str(), decisions[0].cause), ("E4B", Cause::Pin));
+    assert_eq!((decisions[5].size.as_str(), decisions[5].cause), ("E2B", Cause::Pressure));
+    assert!(decisions[5].reason.contains("10 s of calm"), "{}", decisions[5].reason);
+    let last = decisions.last().unwrap();
+    assert_eq!((last.size.as_str(), last.cause), ("E4B", Cause::Pin));
+}
+
+#[test]
+fn the_configured_memory_limits_the_size() {
+    let settings = file::settings("plugged", "").unwrap();
+    let ladder = Ladder { limit_mib: Some(2500), ..ladder() };
+    for memory in [None, Some(Memory { available_mib: 7900, ..Memory::default() })] {
+        let snapshot = Snapshot { memory, ..Snapshot::default() };
+        let holds = Holds { pin: Some("E4B".into()), ..Holds::default() };
+        let inputs = Inputs { snapshot: &snapshot, holds: &holds, ladder: &ladder, idle: None };
+        let decision = decide(&settings, &inputs, None, Duration::ZERO);
+        assert_eq!((decision.size.as_str(), decision.cause), ("E3B", Cause::Memory));
+        assert_eq!(decision.reason, "E3.5B needs 2800 MiB, and model.memory_mib allows 2500");
+        assert!(!decision.next_threshold.contains("MiB available"), "{}", decision.next_threshold);
+    }
 }
 
 #[test]

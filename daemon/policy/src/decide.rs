@@ -197,6 +197,9 @@ pub fn decide(
     };
     let (cause, reason) = if idles {
         (Cause::Idle, format!("nobody asked for {:.0} s", settings.idle_unload_s))
+    } else if index != turn.index {
+        let dwell = settings.dwell_s;
+        (Cause::Pressure, format!("memory was critical; it stays small until {dwell:.0} s of calm"))
     } else if kept.is_some() {
         (cause, format!("{} waits out the dwell; before: {because}", ladder.name(wanted.index)))
     } else {

@@ -19,6 +19,8 @@ pub struct Ladder {
     /// What the model that is loaded now would give back if it went, and that does not count as
     /// available meanwhile; MiB. Mapped weights count as available already.
     pub held_mib: u64,
+    /// At most this much for a model, as configured; None: what there is.
+    pub limit_mib: Option<u64>,
     /// The longest context that a request may have.
     pub context_tokens: u32,
     /// Requests that run at once.
@@ -52,11 +54,14 @@ impl Ladder {
         fits.unwrap_or(self.smallest())
     }
 
-    /// The largest size that leaves `reserve` MiB of `available`; the smallest, if none does.
+    /// The largest size that leaves `reserve` MiB of `available`, if that is known, and is within the
+    /// configured limit; the smallest, if none is.
     #[must_use]
-    pub fn within_memory(&self, available_mib: u64, reserve_mib: f64) -> usize {
-        let budget = (available_mib.saturating_add(self.held_mib)) as f64 - reserve_mib;
-        let fits = self.rungs.iter().position(|rung| rung.need_mib as f64 <= budget);
-        fits.unwrap_or(self.smallest())
+    pub fn within_memory(&self, available_mib: Option<u64>, reserve_mib: f64) -> usize {
+        let there = |available: u64| available.saturating_add(self.held_mib) as f64 - reserve_mib;
+        let budget = available_mib.map_or(f64::INFINITY, there);
+        let limit = self.limit_mib.unwrap_or(u64::MAX);
+        let fits = |rung: &Rung| rung.need_mib as f64 <= budget && rung.need_mib <= limit;
+        self.rungs.iter().position(fits).unwrap_or(self.smallest())
     }
 }

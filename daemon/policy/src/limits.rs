@@ -2,6 +2,7 @@
 
 use crate::decide::{Cause, Inputs, Wanted};
 use crate::holds::Hold;
+use crate::ladder::Ladder;
 use crate::level::{Bands, Level, Worse};
 use crate::settings::Settings;
 use crate::snapshot::{PowerProfile, Snapshot};
@@ -158,23 +159,15 @@ pub(crate) fn wanted(
             }
         }
     }
-    if let Some(memory) = snapshot.memory {
-        // A size that is in use may stay where it leaves the reserve; a larger one needs more.
-        let stays = ladder.within_memory(memory.available_mib, settings.reserve_mib);
-        let grows = ladder.within_memory(memory.available_mib, settings.reserve_leave_mib);
-        let most = current.map_or(grows, |current| grows.min(current.max(stays)));
-        (largest, smallest) = (largest.max(most), smallest.max(most));
-        if most > index {
-            let there = memory.available_mib.saturating_add(ladder.held_mib);
-            let larger = ladder.rungs.get(most - 1);
-            let (name, need) = larger.map_or(("", 0), |rung| (&rung.name, rung.need_mib));
-            let reserve = settings.reserve_mib;
-            index = most;
-            limit = Limit::new(
-                Cause::Memory,
-                format!("{name} needs {need} MiB; {there} are there, and {reserve} stay free"),
-            );
-        }
+    let available = snapshot.memory.map(|memory| memory.available_mib);
+    // A size that is in use may stay where it leaves the reserve; a larger one needs more.
+    let stays = ladder.within_memory(available, settings.reserve_mib);
+    let grows = ladder.within_memory(available, settings.reserve_leave_mib);
+    let most = current.map_or(grows, |current| grows.min(current.max(stays)));
+    (largest, smallest) = (largest.max(most), smallest.max(most));
+    if most > index {
+        index = most;
+        limit = Limit::new(Cause::Memory, too_large(settings, ladder, available, most - 1));
     }
     // Memory and danger make smaller at once.
     if level == Level::Critical || levels.memory() >= Level::Saving {
@@ -182,6 +175,23 @@ pub(crate) fn wanted(
         smallest = smallest.max(largest);
     }
     Wanted { index, limit, largest, smallest }
+}
+
+/// Why the size at this place is not taken.
+fn too_large(
+    settings: &Settings,
+    ladder: &Ladder,
+    available_mib: Option<u64>,
+    index: usize,
+) -> String {
+    let rung = ladder.rungs.get(index);
+    let (name, need) = rung.map_or(("", 0), |rung| (rung.name.as_str(), rung.need_mib));
+    if let Some(limit) = ladder.limit_mib.filter(|limit| need > *limit) {
+        return format!("{name} needs {need} MiB, and model.memory_mib allows {limit}");
+    }
+    let there = available_mib.unwrap_or(0).saturating_add(ladder.held_mib);
+    let reserve = settings.reserve_mib;
+    format!("{name} needs {need} MiB; {there} are there, and {reserve} stay free")
 }
 
 /// What would change the size next, in words: the better way first.
@@ -243,7 +253,8 @@ pub(crate) fn next(
     }
     if index > 0
         && let (Some(rung), Some(memory)) = (ladder.rungs.get(index - 1), snapshot.memory)
-        && ladder.within_memory(memory.available_mib, settings.reserve_leave_mib) >= index
+        && ladder.limit_mib.is_none_or(|limit| rung.need_mib <= limit)
+        && ladder.within_memory(Some(memory.available_mib), settings.reserve_leave_mib) >= index
     {
         let need = rung.need_mib as f64 + settings.reserve_leave_mib - ladder.held_mib as f64;
         parts.insert(0, format!("{} with {need:.0} MiB available", rung.name));

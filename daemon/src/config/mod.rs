@@ -244,6 +244,9 @@ impl Config {
         if sensors(self) != sensors(new) {
             keys.push("governor (its sensors)");
         }
+        if new.governor.enabled && !self.governor.enabled {
+            keys.push("governor.enabled");
+        }
         keys
     }
 }

@@ -76,11 +76,12 @@ impl Handle {
         answer.await.map_err(|_| gone())?
     }
 
-    /// Goes on at another size between two tokens. None where that takes a load.
+    /// Goes on at another size between two tokens. None where that takes a load. Takes as long as the
+    /// step that is under way: a timeout would leave the caller with a size that is about to change.
     pub async fn switch(&self, size: String, reason: String) -> Result<Option<Loaded>, Error> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Switch { size, reason, reply })?;
-        within(ANSWER, answer).await
+        answer.await.map_err(|_| gone())?
     }
 
     /// Narrows what the engine may use.

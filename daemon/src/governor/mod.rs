@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::{Notify, broadcast, watch};
+use tokio::task::JoinHandle;
 
 use nestd_policy::decide::{Decision, Inputs, decide};
 use nestd_policy::holds::{Hold, Holds};
@@ -113,6 +114,8 @@ pub struct Governor {
     changes: broadcast::Sender<Change>,
     /// Something but a reading calls for a decision.
     poke: Notify,
+    /// Held while the pin is written.
+    writing: Mutex<()>,
     began: Instant,
 }
 
@@ -158,10 +161,13 @@ impl Governor {
             report: watch::Sender::default(),
             changes: broadcast::Sender::new(CHANGES),
             poke: Notify::new(),
+            writing: Mutex::default(),
             began: Instant::now(),
         });
         let chooser = Arc::downgrade(&governor);
-        governor.service.set_chooser(Arc::new(move |_, info| chooser.upgrade()?.choose(info)));
+        governor
+            .service
+            .set_chooser(Arc::new(move |model, info| chooser.upgrade()?.choose(model, info)));
         governor.publish();
         governor
     }
@@ -246,42 +252,59 @@ impl Governor {
     }
 
     /// Fixes the size, across restarts; an empty one lets go.
-    pub fn pin(&self, client: &Client, size: &str) -> Result<(), Error> {
+    pub async fn pin(self: &Arc<Self>, client: &Client, size: &str) -> Result<(), Error> {
         client.check_control("pinning a size")?;
         self.check_size("size", size)?;
-        let size = Some(size.to_owned()).filter(|size| !size.is_empty());
-        let mut state = self.state();
-        if !state.settings.enabled {
+        if !self.state().settings.enabled {
             return Err(off());
         }
-        tracing::info!(%client, size, "pinned");
-        state.pin.clone_from(&size);
-        let path = state.settings.state_file.clone();
-        drop(state);
-        self.poke.notify_one();
-        pin::write(&path, size.as_deref()).map_err(|error| {
-            let path = path.display();
-            Error::Internal(format!(
-                "it holds until the daemon ends, but {path} was not written: {error}"
-            ))
-        })
+        let size = Some(size.to_owned()).filter(|size| !size.is_empty());
+        let written = self.set_pin(client, size);
+        written.await.map_err(|error| Error::Internal(format!("keeping the pin: {error}")))?
     }
 
-    /// Loads a model. A size that is named is pinned, or the governor would change it at once.
+    /// Loads a model. A size that is named is pinned when it is there, or the governor would change it at
+    /// once.
     pub async fn load(
         self: &Arc<Self>,
         client: &Client,
         model: &str,
         size: &str,
     ) -> Result<Events, Error> {
-        let events = self.service.load(client, model, size).await?;
-        if !size.is_empty()
-            && self.state().settings.enabled
-            && let Err(error) = self.pin(client, size)
-        {
-            tracing::warn!(%error, "the size of a load is pinned until the daemon ends");
-        }
-        Ok(events)
+        let pin = Some(size.to_owned()).filter(|size| !size.is_empty());
+        let (governor, caller) = (Arc::clone(self), client.clone());
+        let then = move || {
+            if pin.is_some() && governor.state().settings.enabled {
+                governor.set_pin(&caller, pin);
+            }
+        };
+        self.service.load(client, model, size, Box::new(then)).await
+    }
+
+    /// Pins a size, or lets go. The task writes it to disk, and its result is what came of that.
+    fn set_pin(
+        self: &Arc<Self>,
+        client: &Client,
+        size: Option<String>,
+    ) -> JoinHandle<Result<(), Error>> {
+        tracing::info!(%client, size, "pinned");
+        self.state().pin = size;
+        self.poke.notify_one();
+        let governor = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            // One after the other, each with what is pinned by then: the last one is right.
+            let _writing = governor.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            let state = governor.state();
+            let (path, pin) = (state.settings.state_file.clone(), state.pin.clone());
+            drop(state);
+            pin::write(&path, pin.as_deref()).map_err(|error| {
+                let path = path.display();
+                tracing::error!(%path, %error, "the pin holds until the daemon ends");
+                Error::Internal(format!(
+                    "it holds until the daemon ends, but {path} was not written: {error}"
+                ))
+            })
+        })
     }
 
     /// A size that the loaded model has; without a model any name will do.
@@ -300,16 +323,21 @@ impl Governor {
     }
 
     /// The size for a load that names none.
-    fn choose(&self, info: &ModelInfo) -> Option<String> {
+    fn choose(&self, model: &str, info: &ModelInfo) -> Option<String> {
+        let present = self.service.held_model();
         let state = self.state();
         if !state.settings.enabled {
             return None;
         }
-        let ladder = ladder(info, 0, info.context_tokens, 1);
+        let held_mib = present.as_ref().map_or(0, |held| held.held_mib);
+        let limit_mib = self.service.configured_memory_mib();
+        let ladder = Ladder { held_mib, limit_mib, ..ladder(info) };
         let holds = state.wishes();
         let inputs =
             Inputs { snapshot: &state.snapshot, holds: &holds, ladder: &ladder, idle: None };
-        Some(decide(&state.settings.policy, &inputs, None, self.began.elapsed()).size)
+        let previous = state.last.as_ref().filter(|(name, _)| name == model);
+        let previous = previous.map(|(_, decision)| decision);
+        Some(decide(&state.settings.policy, &inputs, previous, self.began.elapsed()).size)
     }
 
     fn publish(&self) {
@@ -347,14 +375,20 @@ fn off() -> Error {
 }
 
 /// A model's sizes as the policy sees them.
-fn ladder(info: &ModelInfo, held_mib: u64, context_tokens: u32, parallel_requests: u32) -> Ladder {
+fn ladder(info: &ModelInfo) -> Ladder {
     let full = info.sizes.first().map_or(1.0, |size| size.effective_params_b);
     let rungs = info.sizes.iter().map(|size| Rung {
         name: size.name.clone(),
         need_mib: size.memory_mib,
         cost_percent: size.effective_params_b / full.max(f64::MIN_POSITIVE) * 100.0,
     });
-    Ladder { rungs: rungs.collect(), held_mib, context_tokens, parallel_requests }
+    Ladder {
+        rungs: rungs.collect(),
+        held_mib: 0,
+        limit_mib: None,
+        context_tokens: info.context_tokens,
+        parallel_requests: 1,
+    }
 }
 
 /// A wish in force; dropping it ends it.

@@ -8,13 +8,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use nestd_policy::decide::{Cause, Decision, Inputs, Shed, decide};
+use nestd_policy::ladder::Ladder;
 use nestd_policy::snapshot::Snapshot;
 
 use super::energy::Energy;
 use super::sensors::sleep::Release;
 use super::{Change, Governor, ladder};
 use crate::service::Allowance;
-use crate::types::{Error, State as DaemonState};
+use crate::types::{Error, Loaded, State as DaemonState};
 
 /// A change that failed is not tried again sooner.
 const RETRY: Duration = Duration::from_secs(10);
@@ -25,9 +26,6 @@ const SLEEP: Duration = Duration::from_secs(4);
 
 /// A change under way: of the size, or the model's leaving.
 type Work = JoinHandle<Result<Option<Change>, Error>>;
-
-/// A model and its size.
-type Loaded = (String, String);
 
 impl Governor {
     /// Decides for ever. `release` tells that the device may sleep.
@@ -51,9 +49,7 @@ impl Governor {
                 self.before_sleep(release.clone());
             }
             if work.is_none() {
-                let now = self.loaded();
-                self.tell_foreign_change(active.as_ref(), now.as_ref());
-                active = now;
+                self.tell_foreign_change(&mut active);
             }
             let decision = self.decide();
             let mut again = decision.as_ref().and_then(|decision| decision.again_in);
@@ -78,15 +74,14 @@ impl Governor {
                 () = sleep(again) => {}
                 result = finished(&mut work) => {
                     work = None;
-                    failed_at = self.record(result).then(Instant::now);
-                    active = self.loaded();
+                    failed_at = self.record(result, &mut active).then(Instant::now);
                 }
             }
         }
     }
 
     fn loaded(&self) -> Option<Loaded> {
-        self.service.report().status.loaded.map(|loaded| (loaded.model, loaded.size))
+        self.service.report().status.loaded
     }
 
     /// Decides, and tells the service what requests may use. None without a model, or when turned off.
@@ -101,7 +96,13 @@ impl Governor {
             self.service.allow(Allowance::default());
             return None;
         };
-        let ladder = ladder(&model.info, model.held_mib, model.context_tokens, parallel);
+        let ladder = Ladder {
+            held_mib: model.held_mib,
+            limit_mib: self.service.configured_memory_mib(),
+            context_tokens: model.context_tokens,
+            parallel_requests: parallel,
+            ..ladder(&model.info)
+        };
         let holds = state.wishes();
         let idle = self.service.idle().filter(|_| loaded);
         let inputs = Inputs { snapshot: &state.snapshot, holds: &holds, ladder: &ladder, idle };
@@ -155,25 +156,29 @@ impl Governor {
         }
         let (service, reason) = (Arc::clone(&self.service), decision.reason.clone());
         if decision.park {
+            let if_idle = decision.cause == Cause::Idle;
             return Some(Ok(tokio::spawn(async move {
-                service.park(&reason).await?;
+                service.park(&reason, if_idle).await?;
                 Ok(None)
             })));
         }
-        let (from, to) = (loaded.size, decision.size.clone());
+        let to = decision.size.clone();
         Some(Ok(tokio::spawn(async move {
-            let took = service.resize(&to, &reason).await?;
-            let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-            Ok(Some(Change { from, to, reason, duration_us }))
+            let took = service.resize(&loaded, &to, &reason).await?;
+            Ok(took.map(|took| {
+                let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+                Change { from: loaded.size, to, reason, duration_us }
+            }))
         })))
     }
 
     /// Tells what came of a change; whether it failed.
-    fn record(&self, result: Result<Option<Change>, Error>) -> bool {
+    fn record(&self, result: Result<Option<Change>, Error>, active: &mut Option<Loaded>) -> bool {
         match result {
             Ok(change) => {
                 self.state().problem.clear();
                 if let Some(change) = change {
+                    *active = self.loaded();
                     self.tell(change);
                 }
                 false
@@ -186,15 +191,18 @@ impl Governor {
         }
     }
 
-    /// A client's load changed the size.
-    fn tell_foreign_change(&self, before: Option<&Loaded>, now: Option<&Loaded>) {
-        if let (Some((model, from)), Some((same, to))) = (before, now)
-            && model == same
-            && from != to
+    /// A load changed the size: a client's, or that of a model which had left memory. `active` is what was
+    /// in memory last.
+    fn tell_foreign_change(&self, active: &mut Option<Loaded>) {
+        let Some(now) = self.loaded() else { return };
+        if let Some(before) = active
+            && before.model == now.model
+            && before.size != now.size
         {
-            let reason = "a client loaded it".to_owned();
-            self.tell(Change { from: from.clone(), to: to.clone(), reason, duration_us: 0 });
+            let (from, to) = (before.size.clone(), now.size.clone());
+            self.tell(Change { from, to, reason: "it was loaded anew".into(), duration_us: 0 });
         }
+        *active = Some(now);
     }
 
     fn tell(&self, change: Change) {

@@ -5,12 +5,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 
-use super::{Service, lock};
+use super::load::Loading;
+use super::{Service, Settings, lock, memory};
 use crate::engine::{Constraints, Plan};
 use crate::stream;
-use crate::types::{EngineKind, Error, ModelInfo, State};
+use crate::types::{EngineKind, Error, Loaded, ModelInfo, State};
 
 /// Picks the size for a load that names none: the model's name and what its headers say.
 pub type Chooser = Arc<dyn Fn(&str, &ModelInfo) -> Option<String> + Send + Sync>;
@@ -58,8 +59,7 @@ impl Service {
     /// The model that there is to decide on.
     #[must_use]
     pub fn held_model(&self) -> Option<Held> {
-        let parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let (plan, held_mib) = match (self.held(), parked) {
+        let (plan, held_mib) = match (self.held(), self.parked()) {
             (Some(plan), _) => (plan.clone(), held_mib(&plan)),
             (None, Some(plan)) => (plan, 0),
             (None, None) => return None,
@@ -92,6 +92,12 @@ impl Service {
         self.settings().limits.parallel_requests
     }
 
+    /// At most this much for a model, as configured; None: what there is.
+    #[must_use]
+    pub fn configured_memory_mib(&self) -> Option<u64> {
+        Some(self.settings().memory_mib).filter(|limit| *limit > 0)
+    }
+
     /// Waits until no request runs.
     pub async fn quiet(&self) {
         self.queue.idle().await;
@@ -99,7 +105,8 @@ impl Service {
 
     /// Narrows what requests may ask for. Does nothing where nothing changes.
     pub fn allow(&self, allowance: Allowance) {
-        if *self.allowance.read().unwrap_or_else(PoisonError::into_inner) != allowance {
+        let told = self.engine_was_told.load(Ordering::Relaxed);
+        if !told || self.allowance() != allowance {
             self.set_allowance(allowance);
         }
     }
@@ -108,9 +115,11 @@ impl Service {
         let constraints =
             Constraints { context_tokens: allowance.max_context, caches: allowance.caches };
         *self.allowance.write().unwrap_or_else(PoisonError::into_inner) = allowance;
-        if let Err(error) = self.engine.constrain(constraints) {
-            tracing::warn!(%error, "the engine was not told what it may use");
+        let told = self.engine.constrain(constraints);
+        if let Err(error) = &told {
+            tracing::warn!(%error, "the engine is told later what it may use");
         }
+        self.engine_was_told.store(told.is_ok(), Ordering::Relaxed);
         self.apply_limits();
     }
 
@@ -121,58 +130,72 @@ impl Service {
         }
     }
 
-    /// Takes the loaded model to another size: between two tokens where the engine can, else by a load.
-    /// A load that fails goes back to the size before. Tells how long it took.
-    pub async fn resize(self: &Arc<Self>, size: &str, reason: &str) -> Result<Duration, Error> {
+    /// Takes the loaded model from one size to another: between two tokens where the engine can, else by
+    /// a load. A load that fails goes back to the size before. Tells how long it took; None if the model
+    /// was no longer at the first size when the change's turn came. To be awaited to its end.
+    pub async fn resize(
+        self: &Arc<Self>,
+        from: &Loaded,
+        size: &str,
+        reason: &str,
+    ) -> Result<Option<Duration>, Error> {
+        let guard = self.change_next().await?;
         let began = Instant::now();
-        let guard = self.change()?;
-        let Some(old) = self.held() else {
-            return Err(Error::ModelNotLoaded { problem: "it left just now".into() });
-        };
+        let same = |held: &Plan| held.model == from.model && held.size == from.size;
+        let Some(old) = self.held().filter(same) else { return Ok(None) };
         let plan = Plan { size: size.to_owned(), ..old };
         if self.switch(&plan, reason).await? {
-            return Ok(began.elapsed());
+            return Ok(Some(began.elapsed()));
         }
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let settings = self.settings();
-        let (sink, _events) = stream::channel(id, settings.buffer_bytes);
+        self.fit(&plan, &settings)?;
         self.pause(&plan.model);
-        let load = tokio::spawn(Arc::clone(self).run_load(plan, sink, guard, settings));
-        load.await.map_err(|error| Error::Internal(format!("changing the size: {error}")))??;
-        Ok(began.elapsed())
+        Arc::clone(self).run_load(self.silent(plan, settings), guard).await?;
+        Ok(Some(began.elapsed()))
     }
 
     /// Lets the model leave memory, after running requests have ended. It comes back with the next one.
-    pub async fn park(self: &Arc<Self>, why: &str) -> Result<(), Error> {
-        let guard = self.change()?;
+    /// With `if_idle` it stays if a request has come meanwhile. To be awaited to its end.
+    pub async fn park(self: &Arc<Self>, why: &str, if_idle: bool) -> Result<(), Error> {
+        let guard = self.change_next().await?;
         let Some(plan) = self.held() else { return Ok(()) };
+        if if_idle && self.idle().is_none() {
+            return Ok(());
+        }
         self.pause("");
-        let service = Arc::clone(self);
-        let why = why.to_owned();
-        let park = tokio::spawn(async move {
-            let unloaded = match service.wait_idle(&service.settings()).await {
-                Ok(()) => service.engine.unload().await,
-                busy => busy,
-            };
-            if let Err(error) = unloaded {
-                service.settle(None);
-                return Err(error);
-            }
-            tracing::info!(
-                model = plan.model,
-                why,
-                "left memory; it comes back when it is asked for"
-            );
-            service.hold(None);
-            service.put_away(plan, &why);
-            drop(guard);
-            // Whoever came while it left waits for it.
-            if service.queue.counts().1 > 0 {
-                service.wake();
-            }
-            Ok(())
-        });
-        park.await.map_err(|error| Error::Internal(format!("unloading: {error}")))?
+        let unloaded = match self.wait_idle(&self.settings()).await {
+            Ok(()) => self.engine.unload().await,
+            busy => busy,
+        };
+        if let Err(error) = unloaded {
+            self.settle(None);
+            return Err(error);
+        }
+        tracing::info!(model = plan.model, why, "left memory; it comes back when it is asked for");
+        self.hold(None);
+        self.put_away(plan, why);
+        drop(guard);
+        // Whoever came while it left waits for it.
+        if self.queue.counts().1 > 0 {
+            self.wake();
+        }
+        Ok(())
+    }
+
+    /// Waits for the change that is under way, if one is.
+    async fn change_next(&self) -> Result<OwnedMutexGuard<()>, Error> {
+        let guard = Arc::clone(&self.changing).lock_owned().await;
+        if self.status.borrow().state == State::Draining {
+            return Err(Error::ShuttingDown);
+        }
+        Ok(guard)
+    }
+
+    /// A load that no client listens to.
+    fn silent(&self, plan: Plan, settings: Arc<Settings>) -> Loading {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (sink, _) = stream::channel(id, settings.buffer_bytes);
+        Loading { plan, sink, settings, then: None }
     }
 
     /// The state of a model that left memory and comes back.
@@ -192,8 +215,7 @@ impl Service {
         if self.status.borrow().state != State::Parked {
             return;
         }
-        let plan = self.parked.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(plan) = plan else { return };
+        let Some(plan) = self.parked() else { return };
         let service = Arc::clone(self);
         tokio::spawn(async move {
             // It may still be leaving; and somebody else may bring it back first.
@@ -203,12 +225,10 @@ impl Service {
             }
             let size = service.preferred(&plan.model, &plan.info);
             let fresh = Plan { size: size.unwrap_or_else(|| plan.size.clone()), ..plan };
-            let settings = service.settings();
-            let id = service.next_id.fetch_add(1, Ordering::Relaxed);
-            let (sink, _events) = stream::channel(id, settings.buffer_bytes);
-            service.pause(&fresh.model);
+            let loading = service.silent(fresh, service.settings());
+            service.pause(&loading.plan.model);
             // It tells the log and those who wait.
-            let _ = Arc::clone(&service).run_load(fresh, sink, guard, settings).await;
+            let _ = Arc::clone(&service).run_load(loading, guard).await;
         });
     }
 
@@ -219,10 +239,11 @@ impl Service {
     }
 }
 
-/// What a loaded model takes away from what is available. Mapped weights count as available.
+/// What a loaded model takes away from what is available. Mapped weights count as available; caches and
+/// work space do not, and they are nearly all else that the daemon has.
 pub(super) fn held_mib(plan: &Plan) -> u64 {
     match plan.info.engine {
-        EngineKind::Elastic => 0,
+        EngineKind::Elastic => memory::anonymous_mib().min(super::load::memory_of(plan)),
         EngineKind::Mistralrs | EngineKind::Sim => super::load::memory_of(plan),
     }
 }

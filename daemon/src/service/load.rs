@@ -25,6 +25,18 @@ pub struct Listed {
     pub loaded: bool,
 }
 
+/// What runs when a load has succeeded, before its model answers anyone.
+pub type Then = Box<dyn FnOnce() + Send>;
+
+/// A load, with all that it needs.
+pub(super) struct Loading {
+    pub(super) plan: Plan,
+    /// Where its progress goes.
+    pub(super) sink: Sink,
+    pub(super) settings: Arc<Settings>,
+    pub(super) then: Option<Then>,
+}
+
 /// Progress is told this often at most.
 const PROGRESS: Duration = Duration::from_millis(100);
 
@@ -54,36 +66,54 @@ impl Service {
 
     /// Loads the configured model. Without one the daemon goes on, and the status says why.
     pub async fn load_configured(self: &Arc<Self>) {
-        if let Err(error) = self.begin_load("", "").await {
+        if let Err(error) = self.begin_load("", "", None).await {
             tracing::warn!(%error, "no model");
             self.settle(Some(&error));
         }
     }
 
-    /// Loads a model, or the loaded one at another size. An empty name is the loaded or configured
+    /// Loads a model, or the present one at another size. An empty name is the present or configured
     /// model, an empty size the configured one or the largest. What can be refused is refused at
-    /// once; the events then tell how it goes. Dropping them does not stop the load.
+    /// once; the events then tell how it goes. Dropping them does not stop the load, and neither does a
+    /// caller that goes away before.
     pub async fn load(
         self: &Arc<Self>,
         client: &Client,
         model: &str,
         size: &str,
+        then: Then,
     ) -> Result<Events, Error> {
         client.check_control("loading a model")?;
-        self.begin_load(model, size).await
+        let service = Arc::clone(self);
+        let (model, size) = (model.to_owned(), size.to_owned());
+        let load = async move { service.begin_load(&model, &size, Some(then)).await };
+        tokio::spawn(load)
+            .await
+            .map_err(|error| Error::Internal(format!("loading a model: {error}")))?
     }
 
-    async fn begin_load(self: &Arc<Self>, model: &str, size: &str) -> Result<Events, Error> {
+    async fn begin_load(
+        self: &Arc<Self>,
+        model: &str,
+        size: &str,
+        then: Option<Then>,
+    ) -> Result<Events, Error> {
         let guard = self.change()?;
         let settings = self.settings();
         let entry = self.choose(model, &settings).await?;
         let info = entry.info?;
-        let preferred = match self.preferred(&entry.model, &info) {
-            Some(size) => size,
-            None if entry.model == settings.model => settings.size.clone(),
-            None => String::new(),
+        let configured = match settings.model.as_str() {
+            "" => settings.size.as_str(),
+            model if model == entry.model => settings.size.as_str(),
+            _ => "",
         };
-        let size = resolve_size(&entry.model, &info, size, &preferred)?;
+        let size = match size {
+            "" => {
+                let configured = resolve_size(&entry.model, &info, "model.size", configured)?;
+                self.preferred(&entry.model, &info).unwrap_or(configured)
+            }
+            size => resolve_size(&entry.model, &info, "size", size)?,
+        };
         let plan = Plan {
             model: entry.model,
             path: entry.path,
@@ -95,13 +125,18 @@ impl Service {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sink, events) = stream::channel(id, settings.buffer_bytes);
         if self.switch(&plan, "asked for by a client").await? {
+            if let Some(then) = then {
+                then();
+            }
             sink.loading(1.0);
             sink.finish(FinishReason::Stop);
             return Ok(events);
         }
+        self.fit(&plan, &settings)?;
         // From here on requests wait instead of being refused.
         self.pause(&plan.model);
-        tokio::spawn(Arc::clone(self).run_load(plan, sink, guard, settings));
+        let loading = Loading { plan, sink, settings, then };
+        tokio::spawn(Arc::clone(self).run_load(loading, guard));
         Ok(events)
     }
 
@@ -176,10 +211,10 @@ impl Service {
             .map_err(|_| loading(&self.status.borrow().loading))
     }
 
-    /// The model of that name; without a name the loaded, the configured, or the only one.
+    /// The model of that name; without a name the loaded or parked, the configured, or the only one.
     async fn choose(&self, model: &str, settings: &Settings) -> Result<Entry, Error> {
-        let loaded = self.loaded().map(|loaded| loaded.model).unwrap_or_default();
-        let names = [model, &loaded, &settings.model];
+        let present = self.held().or_else(|| self.parked()).map(|plan| plan.model);
+        let names = [model, present.as_deref().unwrap_or_default(), &settings.model];
         let name = names.into_iter().find(|name| !name.is_empty()).map(str::to_owned);
         let dir = settings.catalog.dir.display().to_string();
         self.blocking(move |catalog| {
@@ -201,11 +236,10 @@ impl Service {
     /// Loads; when that fails, what was loaded before is loaded again if it had to go.
     pub(super) async fn run_load(
         self: Arc<Self>,
-        plan: Plan,
-        sink: Sink,
+        loading: Loading,
         _guard: OwnedMutexGuard<()>,
-        settings: Arc<Settings>,
     ) -> Result<(), Error> {
+        let Loading { plan, sink, settings, then } = loading;
         let began = Instant::now();
         sink.loading(0.0);
         let before = self.held();
@@ -218,6 +252,9 @@ impl Service {
                     ms = began.elapsed().as_millis(),
                     "loaded"
                 );
+                if let Some(then) = then {
+                    then();
+                }
                 self.settle(None);
                 sink.loading(1.0);
                 sink.finish(FinishReason::Stop);
@@ -225,7 +262,7 @@ impl Service {
             }
             Err(error) => {
                 tracing::error!(model = plan.model, size = plan.size, %error, "not loaded");
-                if let Some(before) = before.filter(|_| self.held().is_none()) {
+                if let Some(before) = before.clone().filter(|_| self.held().is_none()) {
                     let (model, size) = (before.model.clone(), before.size.clone());
                     match self.try_load(before, &sink, &settings).await {
                         Ok(()) => {
@@ -236,13 +273,12 @@ impl Service {
                         }
                     }
                 }
-                // A model that had left memory may still come back with the next request; who waits for
-                // this one is told.
-                let parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                match parked.filter(|_| self.held().is_none()) {
-                    Some(parked) => {
+                // What was in memory, or had left it, may still come back with the next request; who waits
+                // for this one is told.
+                match before.or_else(|| self.parked()).filter(|_| self.held().is_none()) {
+                    Some(away) => {
                         // In this order: who comes in between is refused too, and none is left waiting.
-                        self.put_away(parked, &error.to_string());
+                        self.put_away(away, &error.to_string());
                         self.queue.refuse_waiting(&error);
                     }
                     None => self.settle(Some(&error)),
@@ -251,6 +287,10 @@ impl Service {
                 Err(error)
             }
         }
+    }
+
+    pub(super) fn parked(&self) -> Option<Plan> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn forget_parked(&self) {
@@ -292,7 +332,7 @@ impl Service {
     }
 
     /// Whether the plan fits beside the model that is loaded, or in its place, or not at all.
-    fn fit(&self, plan: &Plan, settings: &Settings) -> Result<Keep, Error> {
+    pub(super) fn fit(&self, plan: &Plan, settings: &Settings) -> Result<Keep, Error> {
         let need_mib = memory_of(plan);
         let held_mib = self.held().as_ref().map_or(0, held_mib);
         let limit_mib = if settings.memory_mib == 0 { u64::MAX } else { settings.memory_mib };
@@ -385,14 +425,8 @@ pub(super) fn memory_of(plan: &Plan) -> u64 {
     plan.info.sizes.iter().find(|size| size.name == plan.size).map_or(0, |size| size.memory_mib)
 }
 
-/// The size that was asked for, else the configured one, else the largest.
-fn resolve_size(
-    model: &str,
-    info: &ModelInfo,
-    asked: &str,
-    configured: &str,
-) -> Result<String, Error> {
-    let (field, name) = if asked.is_empty() { ("model.size", configured) } else { ("size", asked) };
+/// The size of that name, which `field` holds; the largest, if it is empty.
+fn resolve_size(model: &str, info: &ModelInfo, field: &str, name: &str) -> Result<String, Error> {
     let names = || info.sizes.iter().map(|size| size.name.as_str());
     let size = if name.is_empty() { names().next() } else { names().find(|known| *known == name) };
     size.map(str::to_owned).ok_or_else(|| info.no_size(model, field, name))

@@ -19,6 +19,27 @@ pub struct Group {
     pub total: u64,
 }
 
+/// What a group's files are called.
+struct Names {
+    /// Beyond each of which the group cannot go, or is slowed down until it does not.
+    limits: &'static [&'static str],
+    used: &'static str,
+    /// Pages of files, in memory.stat.
+    of_files: [&'static str; 2],
+}
+
+const V2: Names = Names {
+    limits: &["memory.max", "memory.high"],
+    used: "memory.current",
+    of_files: ["inactive_file", "active_file"],
+};
+
+const V1: Names = Names {
+    limits: &["memory.limit_in_bytes"],
+    used: "memory.usage_in_bytes",
+    of_files: ["total_inactive_file", "total_active_file"],
+};
+
 /// Memory that could be taken right now, in MiB.
 pub(super) fn available_mib() -> u64 {
     let mut system = sysinfo::System::new();
@@ -26,6 +47,14 @@ pub(super) fn available_mib() -> u64 {
     let machine = system.available_memory();
     let group = group(Path::new("/proc"), Path::new("/sys"));
     machine.min(group.map_or(u64::MAX, |group| group.available)) / MIB
+}
+
+/// The daemon's own memory that is not pages of files, in MiB.
+pub(super) fn anonymous_mib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
 }
 
 /// What the daemon's own control group leaves; none without a limit. The arguments are the roots of
@@ -57,10 +86,9 @@ fn tightest(root: &Path, groups: &str) -> Option<Group> {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
         let (root, names) = if controllers.is_empty() {
-            (unified_root(root), ["memory.max", "memory.current", "inactive_file"])
+            (unified_root(root), &V2)
         } else if controllers.split(',').any(|controller| controller == "memory") {
-            let names = ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"];
-            (root.join("memory"), names)
+            (root.join("memory"), &V1)
         } else {
             continue;
         };
@@ -80,20 +108,20 @@ fn tightest(root: &Path, groups: &str) -> Option<Group> {
     least
 }
 
-/// What one group leaves: its limit less what it uses, but for pages that go when memory is needed.
-fn left(group: &Path, [limit, used, inactive]: [&str; 3]) -> Option<Group> {
+/// What one group leaves: its limit less what it uses, but for pages of files, which go when memory is
+/// needed: mapped weights among them, as in the machine's `MemAvailable`.
+fn left(group: &Path, names: &Names) -> Option<Group> {
     let number = |name: &str| -> Option<u64> {
         fs::read_to_string(group.join(name)).ok()?.trim().parse().ok()
     };
-    let total = number(limit)?;
-    let used = number(used)?;
-    let reclaimable = fs::read_to_string(group.join("memory.stat"))
-        .ok()
-        .and_then(|stat| {
-            let line = stat.lines().find(|line| line.split(' ').next() == Some(inactive))?;
-            line.split(' ').nth(1)?.parse().ok()
-        })
-        .unwrap_or(0);
+    let total = names.limits.iter().copied().filter_map(number).min()?;
+    let used = number(names.used)?;
+    let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+    let pages = stat.lines().filter_map(|line| line.split_once(' '));
+    let reclaimable = pages
+        .filter(|(name, _)| names.of_files.contains(name))
+        .filter_map(|(_, bytes)| bytes.trim().parse::<u64>().ok())
+        .fold(0, u64::saturating_add);
     Some(Group { available: total.saturating_sub(used.saturating_sub(reclaimable)), total })
 }
 
@@ -111,7 +139,7 @@ mod tests {
     #[test]
     fn the_tightest_ancestor_of_v2_counts() {
         let root = tempfile::tempdir().unwrap();
-        let stat = "anon 50\nfile 60\ninactive_file 30\n";
+        let stat = "anon 50\nfile 60\ninactive_file 30\nactive_file 20\n";
         group(
             root.path(),
             "system.slice",
@@ -130,7 +158,9 @@ mod tests {
             Some(root.path().join("system.slice/nestd.service"))
         );
         fs::write(root.path().join("system.slice/memory.max"), "max\n").unwrap();
-        assert_eq!(tightest(root.path(), groups), left(420, 500));
+        assert_eq!(tightest(root.path(), groups), left(440, 500));
+        fs::write(root.path().join("system.slice/nestd.service/memory.high"), "300\n").unwrap();
+        assert_eq!(tightest(root.path(), groups), left(240, 300));
     }
 
     #[test]

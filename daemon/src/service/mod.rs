@@ -9,7 +9,7 @@ pub mod memory;
 mod queue;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -63,6 +63,8 @@ pub struct Service {
     parked: Mutex<Option<Plan>>,
     /// What the governor leaves to requests.
     allowance: RwLock<Allowance>,
+    /// False while the engine has not heard of it.
+    engine_was_told: AtomicBool,
     /// Picks sizes where nobody names one.
     chooser: RwLock<Option<Chooser>>,
     /// Whether there are requests.
@@ -114,6 +116,7 @@ impl Service {
             held: Mutex::default(),
             parked: Mutex::default(),
             allowance: RwLock::default(),
+            engine_was_told: AtomicBool::new(true),
             chooser: RwLock::default(),
             busy: Arc::new(watch::Sender::new(false)),
             idle_since: Arc::new(Mutex::new(Instant::now())),

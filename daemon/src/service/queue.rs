@@ -78,6 +78,15 @@ impl Inner {
         self.waiting.iter().find(|waiting| waiting.id == id).map_or(0, ahead)
     }
 
+    /// Whether it is a waiting request's turn: it has room, and nobody ahead of it has. Who is ahead and
+    /// has no room waits for a place that this one may not need.
+    fn is_turn_of(&self, id: u64) -> bool {
+        let now = Instant::now();
+        let admissible = self.waiting.iter().filter(|waiting| self.has_room_for(waiting.priority));
+        let first = admissible.min_by_key(|waiting| (waiting.rank(now), waiting.id));
+        first.is_some_and(|first| first.id == id)
+    }
+
     fn has_room_for(&self, priority: Priority) -> bool {
         let extra = self.limits.overtaking
             && priority == Priority::Interactive
@@ -182,7 +191,7 @@ impl Ticket {
                 let position = inner.position(self.id);
                 match &inner.gate {
                     Gate::Closed(error) => return Err(error.clone()),
-                    Gate::Open if position == 0 && inner.has_room_for(self.priority) => {
+                    Gate::Open if inner.is_turn_of(self.id) => {
                         let background = self.priority == Priority::Background;
                         inner.running += 1;
                         inner.running_background += u32::from(background);
@@ -334,6 +343,23 @@ mod tests {
             assert!(futures::poll!(&mut second).is_pending(), "one place, not more");
             drop(running);
         }
+    }
+
+    #[tokio::test]
+    async fn who_has_no_room_holds_up_nobody_who_has() {
+        let queue = queue(Gate::Open, 1, 4);
+        let running = queue.enter(1, Priority::Background).unwrap().turn(|_| {}).await.unwrap();
+        let aged = queue.enter(2, Priority::Normal).unwrap();
+        let hour = Instant::now().checked_sub(Duration::from_secs(3600)).unwrap();
+        queue.lock().waiting[0].since = hour;
+        let aged = aged.turn(|_| {});
+        tokio::pin!(aged);
+        assert!(futures::poll!(&mut aged).is_pending());
+        let interactive = queue.enter(3, Priority::Interactive).unwrap().turn(|_| {});
+        drop(interactive.await.unwrap());
+        assert!(futures::poll!(&mut aged).is_pending());
+        drop(running);
+        drop(aged.await.unwrap());
     }
 
     #[test]

@@ -362,3 +362,29 @@ async fn the_battery_takes_a_load_and_a_load_that_fails_leaves_what_was_there() 
     std::fs::remove_file(&weights).unwrap();
     symlink(whole, &weights).unwrap();
 }
+
+#[tokio::test]
+async fn a_model_that_two_loads_failed_to_bring_back_comes_with_the_next_request() {
+    let (folder, files) = models();
+    let device = Device::on_battery(90);
+    let daemon = device.governs(builder(folder.path())).start();
+    let client = daemon.grpc().await;
+    assert_eq!(until_settled(&client).await, State::Ready);
+    // From here on there is no room for two sizes.
+    let need = client.models().await.unwrap()[0].sizes[0].memory_mib;
+    daemon.change("model.memory_mib", &(need + 100).to_string());
+
+    let weights = files.join("model.safetensors");
+    let whole = std::fs::read_link(&weights).unwrap();
+    std::fs::remove_file(&weights).unwrap();
+    std::fs::write(&weights, "damaged").unwrap();
+    device.charge("20");
+    until(&client, |status| status.state() == State::Parked).await;
+    let events = collect(client.generate(ask(QUESTION)).await.unwrap()).await;
+    assert!(events.is_err_and(|error| error.to_string().contains("model.safetensors")));
+
+    std::fs::remove_file(&weights).unwrap();
+    symlink(whole, &weights).unwrap();
+    let events = collect(client.generate(ask(QUESTION)).await.unwrap()).await.unwrap();
+    assert_eq!(text(&events), ANSWER);
+}

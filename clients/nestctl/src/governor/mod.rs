@@ -74,7 +74,13 @@ fn ladder(sizes: impl IntoIterator<Item = (String, f64, u64)>, context_tokens: u
         need_mib,
         cost_percent: params / full * 100.0,
     });
-    Ladder { rungs: rungs.collect(), held_mib: 0, context_tokens, parallel_requests: 1 }
+    Ladder {
+        rungs: rungs.collect(),
+        held_mib: 0,
+        limit_mib: None,
+        context_tokens,
+        parallel_requests: 1,
+    }
 }
 
 fn ladder_of_file(args: &SimulateArgs) -> Result<Ladder, Problem> {

@@ -258,7 +258,7 @@ impl Governor {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), Failure> {
         let (_handle, client) = caller(&self.handles, None, &header, connection).await?;
-        Ok(self.core.pin(&client, &size)?)
+        Ok(self.core.pin(&client, &size).await?)
     }
 }
 

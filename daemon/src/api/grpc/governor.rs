@@ -62,7 +62,7 @@ impl v1::governor_server::Governor for Api {
         request: Request<v1::PinRequest>,
     ) -> Result<Response<v1::PinResponse>, Status> {
         let client = client(&request);
-        self.core.governor.pin(&client, &request.into_inner().size).map_err(refuse)?;
+        self.core.governor.pin(&client, &request.into_inner().size).await.map_err(refuse)?;
         Ok(Response::new(v1::PinResponse {}))
     }
 }

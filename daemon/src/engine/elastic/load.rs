@@ -179,6 +179,7 @@ impl Elastic {
             store: settings.store,
             prefixes: Prefixes::new(settings.prefix_cache_mib << 20),
             compiling: Vec::new(),
+            readers: Arc::default(),
             steps: 0,
             constraints: Constraints::default(),
             running: Vec::new(),

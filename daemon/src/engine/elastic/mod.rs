@@ -39,6 +39,8 @@ const SHARED_CHUNK: usize = 32;
 const SETTLED: Duration = Duration::from_secs(2);
 /// While an interactive request runs, background ones take part in one step of so many: they end some day.
 const BACKGROUND_STEP: u32 = 16;
+/// Threads that read schemas: as many as requests may run, and some of requests that were cancelled.
+const SCHEMAS: usize = 80;
 /// How often a schema that is being read is asked for, when nothing else is to do.
 const COMPILING: Duration = Duration::from_millis(2);
 
@@ -55,6 +57,8 @@ pub struct Elastic {
     prefixes: Prefixes,
     /// Requests whose JSON Schema is being read.
     compiling: Vec<Compiling>,
+    /// Shared with each thread that reads one, also for a request that was cancelled.
+    readers: Arc<()>,
     running: Vec<Running>,
     /// Steps so far.
     steps: u32,
@@ -77,11 +81,16 @@ impl Engine for Elastic {
         let Some(schema) = job.request.json_schema.clone() else {
             return self.begin(job, None);
         };
+        if Arc::strong_count(&self.readers) > SCHEMAS {
+            let why = "too many JSON Schemas are being read".into();
+            return job.sink.fail(Error::Busy { why, retry_after_ms: 1000 });
+        }
         let (reply, result) = sync_channel(1);
-        let text = Arc::clone(&self.text);
+        let (text, reader) = (Arc::clone(&self.text), Arc::clone(&self.readers));
         let read = move || {
             // Nobody waits for it any more when the request was cancelled.
             let _ = reply.send(text.constraint(&schema));
+            drop(reader);
         };
         match std::thread::Builder::new().name("nestd-schema".into()).spawn(read) {
             Ok(_) => self.compiling.push(Compiling { job, result }),

@@ -206,7 +206,7 @@ async fn answer(
             .map_err(|error| Error::Internal(format!("the prompt: {error}")))??
     };
     let prompt_tokens = count(prompt.len());
-    let context_tokens = shared.context_tokens;
+    let context_tokens = shared.context_tokens.load(Ordering::Relaxed);
     if prompt_tokens.saturating_add(max_tokens) > context_tokens {
         return Err(Error::ContextTooLong { prompt_tokens, max_tokens, context_tokens });
     }

@@ -17,6 +17,7 @@ mod answer;
 mod load;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ::mistralrs::{
@@ -29,7 +30,7 @@ use tokio::sync::oneshot;
 
 use super::checkpoint::Checkpoint;
 use super::checkpoint::config::Generation;
-use super::{Engine, Isq, Job, Plan, Step};
+use super::{Constraints, Engine, Isq, Job, Plan, Step};
 use crate::types::{Error, Loaded, Message, Part, Role, Sampling};
 
 /// How long counting waits for the library to end the step it is in.
@@ -52,7 +53,8 @@ type Pipeline = Arc<tokio::sync::Mutex<dyn core::Pipeline>>;
 struct Shared {
     model: Model,
     generation: Generation,
-    context_tokens: u32,
+    /// What a request may have right now.
+    context_tokens: AtomicU32,
     size: String,
     /// The token that a prompt begins with, if the tokenizer has one.
     bos: Option<u32>,
@@ -76,7 +78,7 @@ impl Mistralrs {
             let mut shared = Shared {
                 model,
                 generation: checkpoint.generation,
-                context_tokens: prepared.context_tokens,
+                context_tokens: AtomicU32::new(prepared.context_tokens),
                 size: plan.size.clone(),
                 bos: None,
             };
@@ -111,6 +113,12 @@ impl Engine for Mistralrs {
 
     fn step(&mut self) -> Step {
         Step::Idle
+    }
+
+    /// Only the context: the library keeps no caches that no request uses.
+    fn constrain(&mut self, constraints: Constraints) {
+        let context_tokens = self.loaded.context_tokens.min(constraints.context_tokens);
+        self.shared.context_tokens.store(context_tokens, Ordering::Relaxed);
     }
 
     fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error> {
