@@ -6,7 +6,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=nestd");
     let mut compiler = protox::Compiler::new(["."])?;
     compiler.include_source_info(true).include_imports(true).open_files(
-        ["governor", "inference", "models", "status"].map(|name| format!("nestd/v1/{name}.proto")),
+        ["governor", "inference", "models", "sessions", "status"]
+            .map(|name| format!("nestd/v1/{name}.proto")),
     )?;
 
     let out = PathBuf::from(std::env::var("OUT_DIR")?);

@@ -44,6 +44,7 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     let (readings, release) = sensors(&config).await;
     governor.see(readings.borrow().clone());
     tokio::spawn(Arc::clone(&governor).run(readings, release));
+    tokio::spawn(Arc::clone(service.sessions()).expire());
     let socket = config.grpc.socket.display().to_string();
     let listener =
         grpc::Server::bind(&config.grpc.socket, config.grpc.socket_mode, &config.grpc.socket_group)
@@ -109,6 +110,7 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
         tracing::warn!("clients that do not close their connections are cut off");
     }
     dbus.abort();
+    service.sessions().kept().await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -130,6 +132,7 @@ fn reload(config: &mut Config, layers: &Layers, core: &Core, log: &Log) {
             }
             // Without sensors it would decide on nothing.
             new.governor.enabled &= config.governor.enabled;
+            new.sessions.dir.clone_from(&config.sessions.dir);
             log.set(&new.log_level);
             core.service.configure(settings(&new));
             core.governor.configure(governor_settings(&new));
@@ -163,6 +166,7 @@ fn settings(config: &Config) -> service::Settings {
         size: config.model.size.clone(),
         memory_mib: config.model.memory_mib,
         limits: config.limits,
+        sessions: config.sessions.clone(),
         buffer_bytes: config.buffer_bytes,
         drain: Duration::from_millis(config.drain_ms),
     }

@@ -71,7 +71,17 @@ struct Inner {
     cause: Option<Cause>,
     reader: Option<Waker>,
     progress: Progress,
+    record: Option<Record>,
 }
+
+/// The answer so far, for who wants it whole at the end.
+struct Record {
+    answer: String,
+    then: Then,
+}
+
+/// What is called with a request's last event and its answer, before its reader sees the end.
+pub type Then = Box<dyn FnOnce(&Event, String) + Send>;
 
 /// What the engine did so far, for the last event.
 #[derive(Default)]
@@ -99,7 +109,17 @@ impl Shared {
         if inner.ended {
             return;
         }
-        inner.ended = matches!(event, Event::Finished(_) | Event::Failed(_));
+        let ends = matches!(event, Event::Finished(_) | Event::Failed(_));
+        if let (Event::Text(delta), Some(record)) = (&event, &mut inner.record) {
+            record.answer.push_str(delta);
+        }
+        // There is one sink, so nobody else ends the request meanwhile.
+        if ends && let Some(Record { answer, then }) = inner.record.take() {
+            drop(inner);
+            then(&event, answer);
+            inner = self.lock();
+        }
+        inner.ended = ends;
         log_end(self.id, &event);
         let waiting = inner.events.back_mut();
         match (waiting, event) {
@@ -155,6 +175,11 @@ impl Sink {
     #[must_use]
     pub fn stopper(&self) -> Stopper {
         Stopper { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Has the answer collected, and `then` called at the end.
+    pub fn record(&self, then: Then) {
+        self.shared.lock().record = Some(Record { answer: String::new(), then });
     }
 
     /// The request waits for `position` others.
@@ -394,6 +419,22 @@ mod tests {
         );
         assert_eq!(finished.sizes, ["E4B"]);
         assert_eq!(events.len(), 5);
+    }
+
+    #[tokio::test]
+    async fn the_recorder_has_the_answer_before_the_reader_has_the_end() {
+        let (sink, events) = channel(1, 100);
+        let recorded = Arc::new(Mutex::new(None));
+        let record = Arc::clone(&recorded);
+        sink.record(Box::new(move |end, answer| {
+            *record.lock().unwrap() = Some((end.clone(), answer));
+        }));
+        sink.text("Hel", 1);
+        sink.text("lo", 1);
+        assert_eq!(*recorded.lock().unwrap(), None);
+        sink.finish(FinishReason::Length);
+        let last = events.collect::<Vec<_>>().await.pop().unwrap();
+        assert_eq!(*recorded.lock().unwrap(), Some((last, "Hello".into())));
     }
 
     #[tokio::test]

@@ -15,8 +15,7 @@ use nestd::engine::catalog::Catalog;
 use nestd::engine::{self, Engine, Isq, Job, Plan, Settings, SimSettings, elastic};
 use nestd::stream::{self, Events};
 use nestd::types::{
-    Error, Event, FinishReason, Finished, GenerateRequest, Message, Part, Priority, Role, Sampling,
-    Stopping,
+    Error, Event, FinishReason, Finished, GenerateRequest, Message, Part, Role, Sampling, Stopping,
 };
 
 /// A folder of one model, which a test may break, and a cache beside it.
@@ -107,14 +106,13 @@ fn request(text: &str) -> GenerateRequest {
         messages: vec![message(Role::User, text)],
         sampling: Sampling { temperature: Some(0.0), ..Sampling::default() },
         stopping: Stopping { max_tokens: 24, ..Stopping::default() },
-        json_schema: None,
-        priority: Priority::Normal,
+        ..GenerateRequest::default()
     }
 }
 
 fn start(engine: &mut dyn Engine, request: GenerateRequest) -> Events {
     let (sink, events) = stream::channel(1, 1 << 20);
-    engine.start(Job { request, sink, place: Box::new(()) });
+    engine.start(Job { request, session: None, sink, place: Box::new(()) });
     events
 }
 
@@ -340,7 +338,7 @@ fn a_reader_that_goes_ends_its_answer(engine: &mut dyn Engine) {
     let (sink, mut events) = stream::channel(1, 1 << 20);
     let mut long = request("Count to a thousand.");
     long.stopping.max_tokens = 400;
-    engine.start(Job { request: long, sink, place: Box::new(Gone(gone)) });
+    engine.start(Job { request: long, session: None, sink, place: Box::new(Gone(gone)) });
     while !matches!(
         futures::executor::block_on(events.next()),
         Some(Event::Text(_) | Event::Finished(_))

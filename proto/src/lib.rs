@@ -22,6 +22,8 @@ pub mod dbus {
     pub const PATH: &str = "/org/nestd/Nestd1";
     /// Requests live below this path: `SENDER/TOKEN`.
     pub const REQUEST_PATH: &str = "/org/nestd/Nestd1/request";
+    /// Sessions live below this path, by their id.
+    pub const SESSION_PATH: &str = "/org/nestd/Nestd1/session";
     /// Errors are this prefix and a name of [`crate::error_name`].
     pub const ERROR_PREFIX: &str = "org.nestd.Error.";
     /// The introspection data of `org.nestd.Governor1`.
@@ -30,6 +32,8 @@ pub mod dbus {
     pub const MANAGER_XML: &str = include_str!("../dbus/org.nestd.Manager1.xml");
     /// The introspection data of `org.nestd.Request1`.
     pub const REQUEST_XML: &str = include_str!("../dbus/org.nestd.Request1.xml");
+    /// The introspection data of `org.nestd.Session1`.
+    pub const SESSION_XML: &str = include_str!("../dbus/org.nestd.Session1.xml");
 }
 
 /// The domain in every `google.rpc.ErrorInfo`.

@@ -76,6 +76,7 @@ impl Builder {
             ("grpc.socket", folder.path().join("nestd.sock")),
             ("model.dir", models),
             ("model.cache_dir", folder.path().join("cache")),
+            ("sessions.dir", folder.path().join("sessions")),
             ("governor.state_file", folder.path().join("state/governor.toml")),
         ];
         let mut lines: Vec<String> =

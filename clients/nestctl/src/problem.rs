@@ -122,8 +122,9 @@ fn reason_code(reason: ErrorReason) -> u8 {
         ErrorReason::InvalidArgument
         | ErrorReason::Unsupported
         | ErrorReason::ContextTooLong
-        | ErrorReason::ModelNotFound => 4,
-        ErrorReason::QueueFull | ErrorReason::Busy => 5,
+        | ErrorReason::ModelNotFound
+        | ErrorReason::SessionNotFound => 4,
+        ErrorReason::QueueFull | ErrorReason::Busy | ErrorReason::OverQuota => 5,
         ErrorReason::ModelNotLoaded
         | ErrorReason::ModelInvalid
         | ErrorReason::InsufficientMemory => 6,

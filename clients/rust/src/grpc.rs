@@ -9,11 +9,14 @@ use std::{
 use futures::{Stream, StreamExt, future::ready, stream};
 use hyper_util::rt::TokioIo;
 use nestd_proto::v1::{
-    CountTokensRequest, GenerateEvent, GenerateRequest, GetGovernorRequest, GetStatusRequest,
-    GovernorReport, HoldRequest, ListModelsRequest, LoadModelEvent, LoadModelRequest, Message,
-    Model, PinRequest, StatusReport, UnloadModelRequest, WatchGovernorRequest, WatchStatusRequest,
-    generate_event::Event, governor_client::GovernorClient, inference_client::InferenceClient,
-    models_client::ModelsClient, status_client::StatusClient,
+    AppendRequest, CountTokensRequest, CreateSessionRequest, DeleteSessionRequest,
+    ForkSessionRequest, GenerateEvent, GenerateRequest, GetGovernorRequest, GetStatusRequest,
+    GetTranscriptRequest, GovernorReport, HoldRequest, ListModelsRequest, ListSessionsRequest,
+    LoadModelEvent, LoadModelRequest, Message, Model, PinRequest, PrewarmRequest, Priority,
+    Session, SessionOptions, StatusReport, UnloadModelRequest, WatchGovernorRequest,
+    WatchStatusRequest, generate_event::Event, governor_client::GovernorClient,
+    inference_client::InferenceClient, models_client::ModelsClient,
+    sessions_client::SessionsClient, status_client::StatusClient,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -88,8 +91,7 @@ impl Grpc {
     /// See [`crate::Client::generate`].
     pub async fn generate(&self, request: GenerateRequest) -> Result<Events, Error> {
         let reply = InferenceClient::new(self.channel.clone()).generate(request).await;
-        let finished = |event: &GenerateEvent| matches!(event.event, Some(Event::Finished(_)));
-        Ok(until(self.streamed(reply)?, finished, lost).boxed())
+        Ok(until(self.streamed(reply)?, is_finished, lost).boxed())
     }
 
     /// See [`crate::Client::count_tokens`].
@@ -123,6 +125,58 @@ impl Grpc {
         reply.map_err(self.error()).map(drop)
     }
 
+    /// See [`crate::Client::create_session`].
+    pub async fn create_session(
+        &self,
+        messages: Vec<Message>,
+        options: SessionOptions,
+    ) -> Result<String, Error> {
+        let request = CreateSessionRequest { messages, options: Some(options) };
+        let reply = SessionsClient::new(self.channel.clone()).create(request).await;
+        Ok(reply.map_err(self.error())?.into_inner().id)
+    }
+
+    /// See [`crate::Client::sessions`].
+    pub async fn sessions(&self) -> Result<Vec<Session>, Error> {
+        let reply = SessionsClient::new(self.channel.clone()).list(ListSessionsRequest {}).await;
+        Ok(reply.map_err(self.error())?.into_inner().sessions)
+    }
+
+    /// See [`crate::Client::transcript`].
+    pub async fn transcript(&self, session: &str) -> Result<Vec<Message>, Error> {
+        let request = GetTranscriptRequest { session: session.into() };
+        let reply = SessionsClient::new(self.channel.clone()).get_transcript(request).await;
+        Ok(reply.map_err(self.error())?.into_inner().messages)
+    }
+
+    /// See [`crate::Client::append`].
+    pub async fn append(&self, session: &str, messages: Vec<Message>) -> Result<(), Error> {
+        let request = AppendRequest { session: session.into(), messages };
+        let reply = SessionsClient::new(self.channel.clone()).append(request).await;
+        reply.map_err(self.error()).map(drop)
+    }
+
+    /// See [`crate::Client::fork`].
+    pub async fn fork(&self, session: &str, options: SessionOptions) -> Result<String, Error> {
+        let request = ForkSessionRequest { session: session.into(), options: Some(options) };
+        let reply = SessionsClient::new(self.channel.clone()).fork(request).await;
+        Ok(reply.map_err(self.error())?.into_inner().id)
+    }
+
+    /// See [`crate::Client::prewarm`].
+    pub async fn prewarm(&self, session: &str, priority: Priority) -> Result<Events, Error> {
+        let request = PrewarmRequest { session: session.into(), priority: priority.into() };
+        let reply = SessionsClient::new(self.channel.clone()).prewarm(request).await;
+        Ok(until(self.streamed(reply)?, is_finished, lost).boxed())
+    }
+
+    /// See [`crate::Client::delete_session`].
+    pub async fn delete_session(&self, session: &str) -> Result<(), Error> {
+        let request = DeleteSessionRequest { session: session.into() };
+        let reply = SessionsClient::new(self.channel.clone()).delete(request).await;
+        reply.map_err(self.error()).map(drop)
+    }
+
     fn streamed<T>(
         &self,
         reply: Result<tonic::Response<tonic::Streaming<T>>, tonic::Status>,
@@ -149,6 +203,10 @@ fn until<T: Send + 'static>(
         let goes_on = item.as_ref().is_ok_and(|item| !is_last(item));
         Some((item, (goes_on.then_some(items), is_last, at_end)))
     })
+}
+
+fn is_finished(event: &GenerateEvent) -> bool {
+    matches!(event.event, Some(Event::Finished(_)))
 }
 
 /// What the end of a stream means that has a last item of its own.

@@ -29,6 +29,7 @@
 mod dbus;
 mod error;
 mod grpc;
+mod sessions;
 
 use std::path::PathBuf;
 

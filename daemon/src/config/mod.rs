@@ -4,6 +4,7 @@
 //! `app` loads the settings at start and again on SIGHUP.
 
 mod reader;
+mod sessions;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use nestd_policy::settings::{PROFILES, Settings as Policy};
 
 use crate::engine::{Isq, SimSettings, elastic};
 use crate::governor::sensors::battery;
-use crate::types::{EngineKind, Limits};
+use crate::types::{EngineKind, Limits, SessionSettings};
 use reader::Reader;
 
 /// The shipped file, which holds every key with its default.
@@ -47,6 +48,8 @@ pub struct Config {
     pub sim: SimSettings,
     /// `[governor]`
     pub governor: Governor,
+    /// `[sessions]`
+    pub sessions: SessionSettings,
 }
 
 /// `[governor]`
@@ -157,6 +160,7 @@ impl Config {
         let merged = layers.merge(&mut problems);
         let mut read = Reader::new(merged, problems);
         let config = Self {
+            sessions: sessions::read(&mut read),
             governor: Governor {
                 enabled: read.bool("governor.enabled"),
                 profile: read.string("governor.profile"),
@@ -235,6 +239,9 @@ impl Config {
         }
         if self.bus != new.bus {
             keys.push("dbus.bus");
+        }
+        if self.sessions.dir != new.sessions.dir {
+            keys.push("sessions.dir");
         }
         let sensors = |config: &Self| {
             let Governor { battery, temperature_sensors, poll_s, proc, sys, replay, .. } =

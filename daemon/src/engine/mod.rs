@@ -47,6 +47,9 @@ pub trait Engine {
     /// Narrows what it may use; what runs already goes on.
     fn constrain(&mut self, _constraints: Constraints) {}
 
+    /// Forgets what it kept of a session, which has ended.
+    fn forget(&mut self, _session: u64) {}
+
     /// Counts the tokens of a conversation, template included.
     fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error>;
 }
@@ -70,6 +73,8 @@ impl Default for Constraints {
 pub struct Job {
     /// What to do.
     pub request: GenerateRequest,
+    /// The session that it belongs to: its KV cache is worth keeping for the next request.
+    pub session: Option<u64>,
     /// Where the events go. Its `cancelled` token ends the job: drop the sink then.
     pub sink: Sink,
     /// The job's place among the running ones; dropped with the job.

@@ -3,10 +3,13 @@
 //!
 //! Background requests stand still while an interactive one runs.
 //!
+//! Of a session it remembers what it read and said, and reads it no second time.
+//!
 //! It repeats the last user message word by word; a word with the space behind it is a token. Its
 //! sizes differ in speed only: a token of the small one takes half the time. Sampling has nothing to
 //! choose from.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::{Constraints, Engine, Job, Plan, SimSettings, Step};
@@ -45,13 +48,18 @@ pub struct Sim {
     prefill: Duration,
     running: Vec<Running>,
     constraints: Constraints,
+    /// The tokens of each session so far.
+    kept: HashMap<u64, Vec<String>>,
 }
 
 struct Running {
     job: Job,
+    /// The prompt, and the answer so far.
+    said: Vec<String>,
     words: std::vec::IntoIter<String>,
     left_tokens: u32,
     prompt_tokens: u32,
+    cached_tokens: u32,
     prefilled_tokens: u32,
     due: Instant,
 }
@@ -85,6 +93,7 @@ impl Sim {
             prefill,
             running: Vec::new(),
             constraints: Constraints::default(),
+            kept: HashMap::new(),
         }
     }
 }
@@ -108,22 +117,31 @@ impl Engine for Sim {
             let Job { sink, .. } = job;
             return sink.fail(Error::unsupported("json_schema", "the simulator repeats its input"));
         }
-        let prompt_tokens = count(&request.messages);
-        let max_tokens = request.stopping.max_tokens;
+        let mut said = prompt(&request.messages);
+        let prompt_tokens = count(said.len());
+        let max_tokens = if request.prewarm { 0 } else { request.stopping.max_tokens };
         let context_tokens = self.loaded.context_tokens.min(self.constraints.context_tokens);
         if prompt_tokens.saturating_add(max_tokens) > context_tokens {
             let Job { sink, .. } = job;
             return sink.fail(Error::ContextTooLong { prompt_tokens, max_tokens, context_tokens });
         }
         let words = answer(&request.messages, &request.stopping.stop);
+        let kept = job.session.and_then(|session| self.kept.get(&session));
+        let same = |kept: &Vec<String>| kept.iter().zip(&said).take_while(|(a, b)| a == b).count();
+        let cached_tokens = count(kept.map_or(0, same));
         job.sink.size(&self.loaded.size);
-        job.sink.prefill(0, prompt_tokens, 0);
+        job.sink.prefill(cached_tokens, prompt_tokens, cached_tokens);
+        if !job.request.prewarm {
+            said.push(begin(Role::Assistant));
+        }
         self.running.push(Running {
             job,
+            said,
             words,
             left_tokens: max_tokens,
             prompt_tokens,
-            prefilled_tokens: 0,
+            cached_tokens,
+            prefilled_tokens: cached_tokens,
             due: Instant::now(),
         });
     }
@@ -148,8 +166,11 @@ impl Engine for Sim {
             match running.advance(now, self.prefill, self.decode) {
                 None => index += 1,
                 Some(reason) => {
-                    let Running { job: Job { sink, place, .. }, .. } =
+                    let Running { job: Job { sink, place, session, .. }, said, .. } =
                         self.running.swap_remove(index);
+                    if let Some(session) = session.filter(|_| self.constraints.caches) {
+                        self.kept.insert(session, said);
+                    }
                     drop(place);
                     sink.finish(reason);
                     ended = true;
@@ -186,10 +207,17 @@ impl Engine for Sim {
 
     fn constrain(&mut self, constraints: Constraints) {
         self.constraints = constraints;
+        if !constraints.caches {
+            self.kept.clear();
+        }
+    }
+
+    fn forget(&mut self, session: u64) {
+        self.kept.remove(&session);
     }
 
     fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error> {
-        Ok(count(messages))
+        Ok(count(prompt(messages).len()))
     }
 }
 
@@ -207,8 +235,11 @@ impl Running {
                 let chunk = PREFILL_CHUNK.min(self.prompt_tokens - self.prefilled_tokens);
                 self.prefilled_tokens += chunk;
                 self.due += prefill * chunk;
-                sink.prefill(self.prefilled_tokens, self.prompt_tokens, 0);
+                sink.prefill(self.prefilled_tokens, self.prompt_tokens, self.cached_tokens);
                 continue;
+            }
+            if self.job.request.prewarm {
+                return Some(FinishReason::Stop);
             }
             if self.left_tokens == 0 {
                 return Some(FinishReason::Length);
@@ -217,6 +248,7 @@ impl Running {
             self.left_tokens -= 1;
             self.due += decode;
             sink.text(&word, 1);
+            self.said.push(word);
         }
         None
     }
@@ -227,9 +259,24 @@ fn tokens(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// One token for each word, and two around each message, as a chat template has.
-fn count(messages: &[Message]) -> u32 {
-    let count: usize = messages.iter().map(|message| tokens(&message.text()).count() + 2).sum();
-    u32::try_from(count).unwrap_or(u32::MAX)
+fn prompt(messages: &[Message]) -> Vec<String> {
+    let mut prompt = Vec::new();
+    for message in messages {
+        let text = message.text();
+        prompt.push(begin(message.role));
+        prompt.extend(tokens(&text).map(str::to_owned));
+        prompt.push("<end>".into());
+    }
+    prompt
+}
+
+/// The token before a message.
+fn begin(role: Role) -> String {
+    format!("<{}>", role.name())
+}
+
+fn count(tokens: usize) -> u32 {
+    u32::try_from(tokens).unwrap_or(u32::MAX)
 }
 
 /// The last user message up to the first stop string, in tokens.

@@ -33,6 +33,8 @@ enum Command {
     Constrain(Constraints),
     /// Likewise.
     Prepare(String),
+    /// Likewise.
+    Forget(u64),
     /// Any time; jobs that still run are dropped with their engine.
     Unload { reply: Reply<()> },
     /// With an engine loaded.
@@ -92,6 +94,11 @@ impl Handle {
     /// Readies what a size needs that may come soon.
     pub fn prepare(&self, size: String) -> Result<(), Error> {
         self.send(Command::Prepare(size))
+    }
+
+    /// Has what was kept of a session forgotten.
+    pub fn forget(&self, session: u64) -> Result<(), Error> {
+        self.send(Command::Forget(session))
     }
 
     /// Gives the model's memory back. Takes as long as it takes: a timeout would leave the caller with
@@ -201,6 +208,11 @@ fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>) {
         Command::Prepare(size) => {
             if let Some(engine) = engine {
                 engine.prepare(&size);
+            }
+        }
+        Command::Forget(session) => {
+            if let Some(engine) = engine {
+                engine.forget(session);
             }
         }
         Command::Unload { reply } => {

@@ -7,6 +7,7 @@ mod govern;
 mod load;
 pub mod memory;
 mod queue;
+mod sessions;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,13 +20,14 @@ use crate::engine::catalog::Catalog;
 use crate::engine::{Handle, Job, Plan};
 use crate::stream::{self, Events, Sink, Stopper};
 use crate::types::{
-    Client, EngineKind, Error, GenerateRequest, Limits, Loaded, Message, Priority, State, Status,
-    check_messages,
+    Client, EngineKind, Error, GenerateRequest, Limits, Loaded, Message, Priority, SessionInfo,
+    SessionOptions, SessionSettings, State, Status, check_messages,
 };
 use queue::{Gate, Queue, Running, Ticket};
 
 pub use govern::{Allowance, Chooser, Held};
-pub use load::Listed;
+pub use load::{Listed, Then};
+pub use sessions::Sessions;
 
 /// What the service takes from the configuration; replaced whole on a reload.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +42,8 @@ pub struct Settings {
     pub memory_mib: u64,
     /// What a request may ask for.
     pub limits: Limits,
+    /// Sessions that may be there.
+    pub sessions: SessionSettings,
     /// Unread text that is kept for a slow reader.
     pub buffer_bytes: usize,
     /// How long running requests may take to end.
@@ -52,6 +56,7 @@ pub struct Service {
     settings: RwLock<Arc<Settings>>,
     status: watch::Sender<Status>,
     queue: Arc<Queue>,
+    sessions: Arc<Sessions>,
     /// Held by the load or unload that is under way.
     changing: Arc<tokio::sync::Mutex<()>>,
     /// Every request that was accepted and has not ended.
@@ -93,6 +98,7 @@ impl Service {
         let problem = "nothing was loaded yet".to_owned();
         let limits = settings.limits;
         Arc::new(Self {
+            sessions: Sessions::new(engine.clone(), settings.sessions.clone()),
             engine,
             settings: RwLock::new(Arc::new(settings)),
             queue: Queue::new(
@@ -125,6 +131,7 @@ impl Service {
 
     /// Applies new settings; what concerns loading takes effect with the next load.
     pub fn configure(&self, settings: Settings) {
+        self.sessions.configure(settings.sessions.clone());
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
         self.apply_limits();
         // The limits are part of the report.
@@ -182,19 +189,36 @@ impl Service {
         mut request: GenerateRequest,
     ) -> Result<Events, Error> {
         let settings = self.settings();
-        request.check(&settings.limits)?;
         if request.priority == Priority::Background
             && let Some(why) = self.allowance().no_background
         {
             let why = format!("background requests are not taken now ({why})");
             return Err(Error::Busy { why, retry_after_ms: 30_000 });
         }
+        let (turn, before) = if request.session.is_empty() {
+            (None, Vec::new())
+        } else {
+            let question = request.messages.clone();
+            let (turn, before) = self.sessions.turn(client, &request.session, question)?;
+            (Some(turn), before)
+        };
+        request.check(&before, &settings.limits)?;
+        request.messages.splice(0..0, before);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let ticket = self.queue.enter(id, request.priority)?;
         let (sink, events) = stream::channel(id, settings.buffer_bytes);
         let active = Active::enter(self, id, sink.stopper());
+        let session = turn.as_ref().map(|turn| turn.key);
         tracing::info!(request = id, %client, messages = request.messages.len(), "accepted");
-        tokio::spawn(Arc::clone(self).run(request, sink, ticket, active));
+        if let Some(turn) = turn {
+            let answers = !request.prewarm;
+            sink.record(Box::new(move |end, answer| {
+                if answers {
+                    turn.end(end, answer);
+                }
+            }));
+        }
+        tokio::spawn(Arc::clone(self).run(request, session, sink, ticket, active));
         self.wake();
         Ok(events)
     }
@@ -203,6 +227,7 @@ impl Service {
     async fn run(
         self: Arc<Self>,
         request: GenerateRequest,
+        session: Option<u64>,
         sink: Sink,
         ticket: Ticket,
         active: Active,
@@ -227,7 +252,7 @@ impl Service {
         match running {
             Ok(running) => {
                 let place: (Running, Active) = (running, active);
-                self.engine.generate(Job { request, sink, place: Box::new(place) });
+                self.engine.generate(Job { request, session, sink, place: Box::new(place) });
             }
             Err(error) => sink.fail(error),
         }
@@ -251,6 +276,57 @@ impl Service {
                 }
             }
         }
+    }
+
+    /// Sessions, for all but what needs the limits of requests.
+    #[must_use]
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        &self.sessions
+    }
+
+    /// Makes a session that begins with these messages.
+    pub async fn create_session(
+        &self,
+        client: &Client,
+        transcript: Vec<Message>,
+        options: SessionOptions,
+    ) -> Result<SessionInfo, Error> {
+        let limits = self.settings().limits;
+        self.sessions.create(client, transcript, options, &limits).await
+    }
+
+    /// Makes a session that goes on from where another is.
+    pub async fn fork_session(
+        &self,
+        client: &Client,
+        id: &str,
+        options: SessionOptions,
+    ) -> Result<SessionInfo, Error> {
+        let limits = self.settings().limits;
+        self.sessions.fork(client, id, options, &limits).await
+    }
+
+    /// Adds messages to a session that nobody answers.
+    pub fn append_to_session(
+        &self,
+        client: &Client,
+        id: &str,
+        messages: Vec<Message>,
+    ) -> Result<SessionInfo, Error> {
+        self.sessions.append(client, id, messages, &self.settings().limits)
+    }
+
+    /// Reads what a session holds, so that its next answer comes sooner.
+    pub fn prewarm_session(
+        self: &Arc<Self>,
+        client: &Client,
+        id: &str,
+        priority: Priority,
+    ) -> Result<Events, Error> {
+        let session = id.to_owned();
+        let request =
+            GenerateRequest { session, priority, prewarm: true, ..GenerateRequest::default() };
+        self.generate(client, request)
     }
 
     /// Counts the tokens of a conversation, template included.

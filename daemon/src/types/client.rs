@@ -11,11 +11,17 @@ pub struct Client {
     pub uid: Option<u32>,
     /// Its process; none if the transport could not tell.
     pub pid: Option<u32>,
-    /// Its unique name on the bus, or empty on a socket.
+    /// Its connection: its unique name on the bus, or the socket's with a number.
     pub name: String,
 }
 
 impl Client {
+    /// Who it is, whatever the connection; None if that is not known.
+    #[must_use]
+    pub fn user(&self) -> Option<String> {
+        self.uid.map(|uid| format!("uid {uid}"))
+    }
+
     /// Whether it may change what others share: only root and the daemon's own user may, and nobody
     /// whose user is not known.
     pub fn check_control(&self, what: &str) -> Result<(), Error> {

@@ -41,6 +41,16 @@ pub enum Error {
         /// When a place is likely to be free.
         retry_after_ms: u64,
     },
+    /// The caller has, or all callers have, as much of something as they may.
+    #[error("{what}")]
+    OverQuota {
+        /// Of what, how much, and what to do.
+        what: String,
+        /// How much of it there may be.
+        limit: u64,
+        /// When there is room again; 0 if that is not known.
+        retry_after_ms: u64,
+    },
     /// The daemon is occupied with something that excludes this call.
     #[error("{why}: try again in {retry_after_ms} ms")]
     Busy {
@@ -60,6 +70,12 @@ pub enum Error {
     ModelNotFound {
         /// The name.
         model: String,
+    },
+    /// The caller has no session of that name.
+    #[error("there is no session {session:?} of this caller: it ended, or is another's")]
+    SessionNotFound {
+        /// The name.
+        session: String,
     },
     /// The model's files are missing, malformed, or not of a supported kind.
     #[error("the model {model:?} cannot be used: {problem}")]
@@ -142,6 +158,10 @@ impl Error {
                 ("limit", Number((*limit).into())),
                 ("retry_after_ms", Number(*retry_after_ms)),
             ],
+            Self::OverQuota { limit, retry_after_ms, .. } => {
+                vec![("limit", Number(*limit)), ("retry_after_ms", Number(*retry_after_ms))]
+            }
+            Self::SessionNotFound { session } => vec![("session", Text(session.clone()))],
             Self::Busy { retry_after_ms, .. } => {
                 vec![("retry_after_ms", Number(*retry_after_ms))]
             }
@@ -169,6 +189,7 @@ impl Error {
             Self::QueueFull { retry_after_ms, .. } | Self::Busy { retry_after_ms, .. } => {
                 Some(*retry_after_ms)
             }
+            Self::OverQuota { retry_after_ms, .. } if *retry_after_ms > 0 => Some(*retry_after_ms),
             _ => None,
         }
     }

@@ -66,6 +66,14 @@ pub enum FinishReason {
     Deadline,
 }
 
+impl FinishReason {
+    /// Whether the answer is one, however short; else nobody waited for the rest.
+    #[must_use]
+    pub fn is_whole(self) -> bool {
+        matches!(self, Self::Stop | Self::Length)
+    }
+}
+
 /// Tokens of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {

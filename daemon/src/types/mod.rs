@@ -5,6 +5,7 @@ mod error;
 mod event;
 mod model;
 mod request;
+mod session;
 
 pub use client::Client;
 pub use error::{Detail, Error};
@@ -12,4 +13,6 @@ pub use event::{Event, FinishReason, Finished, Timings, Usage};
 pub use model::{EngineKind, Loaded, ModelInfo, SizeInfo, State, Status};
 pub use request::{
     GenerateRequest, Limits, Message, Part, Priority, Role, Sampling, Stopping, check_messages,
+    check_turns,
 };
+pub use session::{SessionInfo, SessionOptions, SessionSettings};

@@ -42,6 +42,12 @@ pub enum Part {
 }
 
 impl Message {
+    /// Whether an answer may follow.
+    #[must_use]
+    pub fn is_question(&self) -> bool {
+        self.role == Role::User
+    }
+
     /// The message's text parts, joined as they are.
     #[must_use]
     pub fn text(&self) -> String {
@@ -109,7 +115,7 @@ impl Priority {
 }
 
 /// A request for text.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct GenerateRequest {
     /// Oldest first; the last is the user's.
     pub messages: Vec<Message>,
@@ -121,6 +127,12 @@ pub struct GenerateRequest {
     pub json_schema: Option<String>,
     /// How urgent it is.
     pub priority: Priority,
+    /// The session that it goes on with; empty: none. Its transcript comes before `messages`, which may
+    /// be empty where that ends with a question.
+    pub session: String,
+    /// No answer is wanted: the prompt is read up to where the next message would begin, so that its
+    /// answer comes sooner.
+    pub prewarm: bool,
 }
 
 /// What a request may ask for, from the configuration.
@@ -147,9 +159,19 @@ const SCHEMA_BYTES: usize = 64 << 10;
 const MESSAGES: usize = 1024;
 
 impl GenerateRequest {
-    /// Checks every value and puts the default for `max_tokens` in.
-    pub fn check(&mut self, limits: &Limits) -> Result<(), Error> {
-        check_messages(&self.messages, limits)?;
+    /// Checks every value and puts the default for `max_tokens` in. `before` is what the session holds.
+    pub fn check(&mut self, before: &[Message], limits: &Limits) -> Result<(), Error> {
+        if self.prewarm {
+            if before.is_empty() {
+                return Err(Error::invalid("session", "it is empty: there is nothing to read"));
+            }
+        } else {
+            let asked = self.messages.is_empty() && before.last().is_some_and(Message::is_question);
+            if !asked {
+                check_question(&self.messages)?;
+            }
+        }
+        check_turns(before, &self.messages, limits)?;
         self.sampling.check()?;
         self.stopping.check(limits)?;
         self.json_schema.as_deref().map_or(Ok(()), check_schema)
@@ -171,22 +193,33 @@ fn check_schema(schema: &str) -> Result<(), Error> {
 
 /// Checks a conversation: its order and its length.
 pub fn check_messages(messages: &[Message], limits: &Limits) -> Result<(), Error> {
-    if messages.len() > MESSAGES {
-        return Err(Error::invalid("messages", format!("at most {MESSAGES} messages")));
-    }
+    check_question(messages)?;
+    check_turns(&[], messages, limits)
+}
+
+/// Checks that there is something to answer.
+fn check_question(messages: &[Message]) -> Result<(), Error> {
     match messages.last() {
-        None => return Err(Error::invalid("messages", "at least one message")),
-        Some(last) if last.role != Role::User => {
-            return Err(Error::invalid(
-                format!("messages[{}].role", messages.len() - 1),
-                "the last message must be the user's",
-            ));
-        }
-        Some(_) => {}
+        None => Err(Error::invalid("messages", "at least one message")),
+        Some(last) if !last.is_question() => Err(Error::invalid(
+            format!("messages[{}].role", messages.len() - 1),
+            "the last message must be the user's",
+        )),
+        Some(_) => Ok(()),
     }
-    let mut bytes = 0;
+}
+
+/// Checks messages that go on with a conversation, which was checked itself.
+pub fn check_turns(before: &[Message], messages: &[Message], limits: &Limits) -> Result<(), Error> {
+    if before.len() + messages.len() > MESSAGES {
+        let problem = format!("at most {MESSAGES} messages, a session's transcript included");
+        return Err(Error::invalid("messages", problem));
+    }
+    let length =
+        |message: &Message| message.parts.iter().map(|Part::Text(text)| text.len()).sum::<usize>();
+    let mut bytes: usize = before.iter().map(length).sum();
     for (index, message) in messages.iter().enumerate() {
-        if message.role == Role::System && index > 0 {
+        if message.role == Role::System && (index > 0 || !before.is_empty()) {
             return Err(Error::invalid(
                 format!("messages[{index}].role"),
                 "only the first message may be the system's",
@@ -195,7 +228,7 @@ pub fn check_messages(messages: &[Message], limits: &Limits) -> Result<(), Error
         if message.parts.is_empty() {
             return Err(Error::invalid(format!("messages[{index}].parts"), "at least one part"));
         }
-        bytes += message.parts.iter().map(|Part::Text(text)| text.len()).sum::<usize>();
+        bytes += length(message);
     }
     if bytes > limits.prompt_bytes as usize {
         return Err(Error::invalid(
@@ -277,17 +310,14 @@ mod tests {
     fn request() -> GenerateRequest {
         GenerateRequest {
             messages: vec![message(Role::System, "Be brief."), message(Role::User, "Hello")],
-            sampling: Sampling::default(),
-            stopping: Stopping::default(),
-            json_schema: None,
-            priority: Priority::Normal,
+            ..GenerateRequest::default()
         }
     }
 
     fn field(change: impl FnOnce(&mut GenerateRequest)) -> String {
         let mut request = request();
         change(&mut request);
-        match request.check(&LIMITS) {
+        match request.check(&[], &LIMITS) {
             Err(Error::InvalidArgument { field, .. }) => field,
             other => panic!("expected an invalid argument, got {other:?}"),
         }
@@ -296,8 +326,23 @@ mod tests {
     #[test]
     fn a_good_request_gets_the_default_length() {
         let mut request = request();
-        request.check(&LIMITS).unwrap();
+        request.check(&[], &LIMITS).unwrap();
         assert_eq!(request.stopping.max_tokens, 10);
+    }
+
+    #[test]
+    fn what_a_session_holds_counts() {
+        let before = [message(Role::System, &"x".repeat(60))];
+        let error = request().check(&before, &LIMITS).unwrap_err().to_string();
+        assert!(error.starts_with("messages[0].role: only the first"), "{error}");
+        let mut request = request();
+        request.messages.remove(0);
+        let error = request.check(&before, &LIMITS).unwrap_err().to_string();
+        assert!(error.contains("65 bytes"), "{error}");
+        request.messages.clear();
+        assert!(request.check(&before, &LIMITS).is_err());
+        request.prewarm = true;
+        request.check(&before, &LIMITS).unwrap();
     }
 
     #[test]
@@ -324,7 +369,7 @@ mod tests {
         for schema in ["", "{", "[]", "7", &format!("{{\"title\": \"{}\"}}", "x".repeat(65_536))] {
             let mut request = request();
             request.json_schema = Some(schema.into());
-            let error = request.check(&LIMITS).unwrap_err().to_string();
+            let error = request.check(&[], &LIMITS).unwrap_err().to_string();
             assert!(error.starts_with("json_schema: "), "{error}");
         }
         assert_eq!(field(|r| r.stopping.max_tokens = 101), "stopping.max_tokens");

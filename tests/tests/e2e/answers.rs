@@ -248,7 +248,6 @@ async fn what_a_later_version_brings_is_refused_by_name() {
         request.messages[0].parts.push(v1::Part { kind: Some(kind) });
     };
     for (what, request) in [
-        ("session", request(|request| request.session = "s".into())),
         ("tools", request(|request| request.tools.push(v1::Tool::default()))),
         ("messages[0].parts[1].image", request(image)),
     ] {

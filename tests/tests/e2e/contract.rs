@@ -8,8 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::StreamExt;
 use hyper_util::rt::TokioIo;
-use nestd_client::ask;
-use nestd_proto::dbus::{GOVERNOR_XML, MANAGER_XML, NAME, PATH, REQUEST_XML};
+use nestd_client::{ask, v1::SessionOptions};
+use nestd_proto::dbus::{
+    GOVERNOR_XML, MANAGER_XML, NAME, PATH, REQUEST_XML, SESSION_PATH, SESSION_XML,
+};
 use nestd_tests::{Builder, Daemon, project};
 use prost::Message;
 use prost_types::field_descriptor_proto::{Label, Type};
@@ -100,6 +102,9 @@ async fn the_live_interfaces_are_those_of_the_xml_files() {
     assert_eq!(live(&bus, PATH, "org.nestd.Governor1").await, written(GOVERNOR_XML));
 
     let client = daemon.dbus().await;
+    let id = client.create_session(Vec::new(), SessionOptions::default()).await.unwrap();
+    let path = format!("{SESSION_PATH}/{id}");
+    assert_eq!(live(&bus, &path, "org.nestd.Session1").await, written(SESSION_XML));
     let _running = client.generate(ask("word ".repeat(500))).await.unwrap();
     let mut path = "/org/nestd/Nestd1/request".to_owned();
     for _ in 0..2 {
@@ -124,7 +129,7 @@ async fn the_live_interfaces_are_those_of_the_xml_files() {
 async fn reflection_tells_the_written_contract() {
     let daemon = Builder::sim().without_bus().start();
     let mut files = BTreeMap::new();
-    for service in ["Governor", "Inference", "Models", "Status"] {
+    for service in ["Governor", "Inference", "Models", "Sessions", "Status"] {
         for file in reflect(channel(&daemon).await, &format!("nestd.v1.{service}")).await {
             files.insert(file.name().to_owned(), file);
         }

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use nestd_client::v1::{
-    ErrorReason, FinishReason, Priority, Role, Sampling, State, Stopping, generate_event::Event,
+    ErrorReason, FinishReason, Priority, Role, Sampling, SessionOptions, State, Stopping,
+    generate_event::Event,
 };
 use nestd_client::{Client, ask, message};
 use nestd_tests::{Builder, Daemon, Device, collect, finished, project, so_far, text, until};
 use tempfile::TempDir;
+
+use crate::sessions::ask_in;
 
 const QUESTION: &str = "What is the capital of France?";
 const ANSWER: &str = "The capital of France is Paris.";
@@ -334,4 +337,51 @@ async fn a_model_that_cannot_come_back_is_told_and_tried_again() {
     std::fs::write(&file, &whole).unwrap();
     let events = collect(client.generate(ask(QUESTION)).await.unwrap()).await.unwrap();
     assert_eq!(text(&events), ANSWER);
+}
+
+#[tokio::test]
+async fn a_session_goes_on_with_its_cache_at_any_size() {
+    let (_folder, _, daemon, client) = demo().await;
+    let sizes = client.status().await.unwrap().available_sizes;
+    for client in [client, daemon.dbus().await] {
+        let none = SessionOptions::default();
+        let system =
+            message(Role::System, "You answer questions about countries, shortly and well.");
+        let id = client.create_session(vec![system.clone()], none).await.unwrap();
+        let warmed = collect(client.prewarm(&id, Priority::Normal).await.unwrap()).await.unwrap();
+        assert_eq!(finished(&warmed).reason(), FinishReason::Stop);
+        let read = finished(&warmed).usage.unwrap().prompt_tokens;
+        let first = collect(client.generate(ask_in(&id, QUESTION)).await.unwrap()).await.unwrap();
+        let usage = finished(&first).usage.unwrap();
+        assert!(usage.cached_tokens >= read, "{usage:?}, {read} were read");
+        assert!(read > 16 && text(&first).contains("Paris"), "{read}: {}", text(&first));
+        assert_eq!(finished(&first).sizes, [sizes[0].as_str()]);
+
+        switch(&client, sizes.last().unwrap()).await;
+        let question = "What is the capital of Italy?";
+        let second = collect(client.generate(ask_in(&id, question)).await.unwrap()).await.unwrap();
+        // All that was read and said before, but for how the template ends an answer.
+        let before = usage.prompt_tokens + usage.completion_tokens - 1;
+        assert!(finished(&second).usage.unwrap().cached_tokens >= before, "{second:?}");
+        assert_eq!(finished(&second).sizes, [sizes.last().unwrap().as_str()]);
+        let mut request = ask(question);
+        request.messages.splice(0..0, client.transcript(&id).await.unwrap()[..3].to_vec());
+        let whole = collect(client.generate(request).await.unwrap()).await.unwrap();
+        assert_eq!(text(&second), text(&whole), "as if all had been sent");
+        switch(&client, &sizes[0]).await;
+
+        // What ended is forgotten, but for standing instructions, which others may have too.
+        let said = "My name is Iris, and I live in a small house by the sea with my two dogs.";
+        let other = client.create_session(Vec::new(), none).await.unwrap();
+        let asked = async |id: &str| {
+            let events = collect(client.generate(ask_in(id, said)).await.unwrap()).await.unwrap();
+            finished(&events).usage.unwrap().cached_tokens
+        };
+        assert_eq!(asked(&other).await, 0);
+        client.delete_session(&other).await.unwrap();
+        let again = client.create_session(Vec::new(), none).await.unwrap();
+        assert_eq!(asked(&again).await, 0);
+        client.delete_session(&again).await.unwrap();
+        client.delete_session(&id).await.unwrap();
+    }
 }

@@ -15,4 +15,5 @@ mod models;
 mod nestctl;
 mod process;
 mod readers;
+mod sessions;
 mod system_bus;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use futures::StreamExt;
 use nestd_client::v1::{
-    ErrorReason, FinishReason, GenerateRequest, Role, Sampling, State, Stopping,
-    generate_event::Event,
+    ErrorReason, FinishReason, GenerateRequest, Priority, Role, Sampling, SessionOptions, State,
+    Stopping, generate_event::Event,
 };
 use nestd_client::{Client, ask, message};
 use nestd_tests::{Builder, Daemon, Device, collect, finished, project, text, until};
@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::governor::told;
+use crate::sessions::ask_in;
 
 const QUESTION: &str = "What is the capital of France?";
 const ANSWER: &str = "The capital of France is Paris.";
@@ -387,4 +388,34 @@ async fn a_model_that_two_loads_failed_to_bring_back_comes_with_the_next_request
     symlink(whole, &weights).unwrap();
     let events = collect(client.generate(ask(QUESTION)).await.unwrap()).await.unwrap();
     assert_eq!(text(&events), ANSWER);
+}
+
+#[tokio::test]
+async fn a_session_goes_on_across_a_load_by_its_transcript() {
+    let (_folder, daemon, client) = demo().await;
+    let sizes = client.status().await.unwrap().available_sizes;
+    let id = client.create_session(Vec::new(), SessionOptions::default()).await.unwrap();
+    let first = collect(client.generate(ask_in(&id, QUESTION)).await.unwrap()).await.unwrap();
+    assert_eq!(text(&first), ANSWER);
+    // The request that waits for the load is of the session, too.
+    let small = sizes.last().unwrap();
+    let loading = client.load("", small).await.unwrap();
+    let question = "What is the capital of Italy?";
+    let waiting = client.generate(ask_in(&id, question)).await.unwrap();
+    drop(loading);
+    let second = collect(waiting).await.unwrap();
+    assert!(text(&second).contains("Rome"), "{}", text(&second));
+    let end = finished(&second);
+    assert_eq!(end.sizes, [small.as_str()]);
+    let usage = end.usage.unwrap();
+    assert_eq!(usage.cached_tokens, 0);
+    let first = finished(&first).usage.unwrap();
+    assert!(usage.prompt_tokens > first.prompt_tokens + first.completion_tokens, "{usage:?}");
+    assert_eq!(client.transcript(&id).await.unwrap().len(), 4);
+    for client in [client, daemon.dbus().await] {
+        let system = message(Role::System, "Answer.");
+        let id = client.create_session(vec![system], SessionOptions::default()).await.unwrap();
+        let warmed = collect(client.prewarm(&id, Priority::Normal).await.unwrap()).await;
+        assert_eq!(warmed.unwrap_err().reason(), Some(ErrorReason::Unsupported));
+    }
 }

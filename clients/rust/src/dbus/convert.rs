@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, HashMap};
 use nestd_proto::{
     dbus::ERROR_PREFIX,
     v1::{
-        ErrorReason, FinishReason, Finished, GenerateRequest, Limits, Loading, Message, Model,
-        Prefill, Priority, Queued, Role, Size, SizeChanged, State, StatusReport, Text, Timings,
-        Usage, generate_event::Event, part::Kind,
+        self, ErrorReason, FinishReason, Finished, GenerateRequest, Limits, Loading, Message,
+        Model, Part, Prefill, Priority, Queued, Role, Size, SizeChanged, State, StatusReport, Text,
+        Timings, Usage, generate_event::Event, part::Kind,
     },
 };
 use zbus::{DeserializeDict, OwnedVariant, SerializeDict, Type, Variant, names::MemberName};
@@ -47,6 +47,89 @@ fn turn(index: usize, message: &Message) -> Result<Turn, Error> {
         Ok((kind.to_owned(), Variant::from(value).try_into_owned()?))
     });
     Ok((role, parts.collect::<Result<_, Error>>()?))
+}
+
+/// A conversation from the bus.
+pub fn transcript(turns: Vec<Turn>) -> Result<Vec<Message>, Error> {
+    let part = |(kind, value): (String, OwnedVariant)| match kind.as_str() {
+        "text" => Ok(Part { kind: Some(Kind::Text(value.try_into()?)) }),
+        kind => Err(Error::Unexpected(format!("the daemon gave a part of the kind {kind:?}"))),
+    };
+    let message = |(role, parts): Turn| {
+        let role = match role.as_str() {
+            "system" => Role::System,
+            "user" => Role::User,
+            "assistant" => Role::Assistant,
+            role => return Err(Error::Unexpected(format!("the daemon gave the role {role:?}"))),
+        };
+        let parts = parts.into_iter().map(part).collect::<Result<_, _>>()?;
+        Ok(Message { role: role.into(), parts })
+    };
+    turns.into_iter().map(message).collect()
+}
+
+/// The options of `CreateSession` and `Fork`.
+#[derive(SerializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct SessionOptions {
+    persistent: Option<bool>,
+    ttl_ms: Option<u64>,
+}
+
+impl From<v1::SessionOptions> for SessionOptions {
+    fn from(options: v1::SessionOptions) -> Self {
+        Self { persistent: some(options.persistent), ttl_ms: some(options.ttl_ms) }
+    }
+}
+
+/// The options of `Prewarm`.
+#[derive(SerializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct PrewarmOptions {
+    priority: Option<String>,
+    handle_token: String,
+}
+
+impl PrewarmOptions {
+    pub fn new(priority: Priority, handle_token: &str) -> Self {
+        Self { priority: urgency(priority.into()), handle_token: handle_token.to_owned() }
+    }
+}
+
+/// An entry of `ListSessions`.
+#[derive(DeserializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct SessionEntry {
+    id: String,
+    persistent: bool,
+    ttl_ms: u64,
+    idle_ms: u64,
+    messages: u32,
+    answering: bool,
+}
+
+impl From<SessionEntry> for v1::Session {
+    fn from(entry: SessionEntry) -> Self {
+        let SessionEntry { id, persistent, ttl_ms, idle_ms, messages, answering } = entry;
+        Self { id, persistent, ttl_ms, idle_ms, messages, answering }
+    }
+}
+
+/// What the daemon says of a session that is not there.
+pub fn no_session(session: &str) -> Error {
+    let message = format!("there is no session {session:?} of this caller");
+    let details = BTreeMap::from([("session".to_owned(), session.to_owned())]);
+    Error::failed(ErrorReason::SessionNotFound, message, details)
+}
+
+fn urgency(priority: i32) -> Option<String> {
+    match Priority::try_from(priority) {
+        Ok(Priority::Unspecified) => None,
+        Ok(Priority::Interactive) => Some("interactive".into()),
+        Ok(Priority::Normal) => Some("normal".into()),
+        Ok(Priority::Background) => Some("background".into()),
+        Err(_) => Some(priority.to_string()),
+    }
 }
 
 /// Refuses a string that the bus would not carry: it drops a connection that sends a NUL.
@@ -107,13 +190,7 @@ impl Options {
             stop: some(stopping.stop),
             deadline_ms: some(stopping.deadline_ms),
             session: some(request.session),
-            priority: match Priority::try_from(request.priority) {
-                Ok(Priority::Unspecified) => None,
-                Ok(Priority::Interactive) => Some("interactive".into()),
-                Ok(Priority::Normal) => Some("normal".into()),
-                Ok(Priority::Background) => Some("background".into()),
-                Err(_) => Some(request.priority.to_string()),
-            },
+            priority: urgency(request.priority),
             tools: some(tools.collect()),
             json_schema: some(request.json_schema),
             handle_token,

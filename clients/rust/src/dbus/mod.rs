@@ -5,6 +5,7 @@
 mod convert;
 mod governor;
 mod request;
+mod session;
 mod watch;
 
 use std::{
@@ -216,13 +217,22 @@ impl Dbus {
         B: serde::Serialize + DynamicType,
         R: DeserializeOwned + Type,
     {
+        Ok(self.reply(path, interface, method, body).await?.body().deserialize()?)
+    }
+
+    async fn reply<B>(
+        &self,
+        path: &str,
+        interface: &str,
+        method: &str,
+        body: &B,
+    ) -> zbus::Result<zbus::Message>
+    where
+        B: serde::Serialize + DynamicType,
+    {
         let (destination, path) =
             if interface == BUS { (BUS, "/org/freedesktop/DBus") } else { (NAME, path) };
-        let reply = self
-            .connection
-            .call_method(Some(destination), path, Some(interface), method, body)
-            .await?;
-        Ok(reply.body().deserialize()?)
+        self.connection.call_method(Some(destination), path, Some(interface), method, body).await
     }
 }
 

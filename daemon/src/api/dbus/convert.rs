@@ -10,8 +10,8 @@ use crate::api::later;
 use crate::governor::Wish;
 use crate::service::{Listed, Report};
 use crate::types::{
-    EngineKind, Error, FinishReason, Finished, Message, Part, Priority, Role, Sampling, State,
-    Status, Stopping,
+    EngineKind, Error, FinishReason, Finished, Message, Part, Priority, Role, Sampling,
+    SessionInfo, SessionOptions, State, Status, Stopping,
 };
 
 /// A conversation: `a(sa(sv))`.
@@ -23,6 +23,14 @@ pub(super) type Dict = HashMap<&'static str, OwnedVariant>;
 
 pub(super) fn messages(messages: Messages) -> Result<Vec<Message>, Error> {
     messages.into_iter().enumerate().map(decode).collect()
+}
+
+/// A conversation, as a client would write it.
+pub(super) fn transcript(messages: &[Message]) -> Messages {
+    let part = |Part::Text(text): &Part| ("text".to_owned(), string(text));
+    let turn =
+        |m: &Message| (m.role.name().to_owned(), m.parts.iter().map(part).collect::<Vec<_>>());
+    messages.iter().map(turn).collect()
 }
 
 fn decode(
@@ -59,12 +67,13 @@ pub(super) struct Decoded {
     pub(super) stopping: Stopping,
     pub(super) json_schema: Option<String>,
     pub(super) priority: Priority,
+    pub(super) session: String,
     pub(super) handle_token: Option<String>,
 }
 
 pub(super) fn options(options: Options) -> Result<Decoded, Error> {
     let mut decoded = Decoded::default();
-    let Decoded { sampling, stopping, json_schema, priority, handle_token } = &mut decoded;
+    let Decoded { sampling, stopping, json_schema, priority, session, handle_token } = &mut decoded;
     for (key, value) in options {
         match key.as_str() {
             "temperature" => sampling.temperature = Some(take(&key, value)?),
@@ -81,13 +90,38 @@ pub(super) fn options(options: Options) -> Result<Decoded, Error> {
             "json_schema" => *json_schema = Some(take(&key, value)?),
             "handle_token" => *handle_token = Some(take(&key, value)?),
             "priority" => *priority = urgency(&take::<String>(&key, value)?)?,
-            "session" | "tools" => {
-                return Err(later(key));
-            }
+            "session" => *session = take(&key, value)?,
+            "tools" => return Err(later(key)),
             _ => return Err(unknown(key)),
         }
     }
     Ok(decoded)
+}
+
+/// What the options of `CreateSession` and `Fork` say.
+pub(super) fn session_options(options: Options) -> Result<SessionOptions, Error> {
+    let mut session = SessionOptions::default();
+    for (key, value) in options {
+        match key.as_str() {
+            "persistent" => session.persistent = take(&key, value)?,
+            "ttl_ms" => session.ttl_ms = take(&key, value)?,
+            _ => return Err(unknown(key)),
+        }
+    }
+    Ok(session)
+}
+
+/// What the options of `Prewarm` say: the priority, and the handle token.
+pub(super) fn prewarm_options(options: Options) -> Result<(Priority, Option<String>), Error> {
+    let (mut priority, mut handle_token) = (Priority::default(), None);
+    for (key, value) in options {
+        match key.as_str() {
+            "priority" => priority = urgency(&take::<String>(&key, value)?)?,
+            "handle_token" => handle_token = Some(take(&key, value)?),
+            _ => return Err(unknown(key)),
+        }
+    }
+    Ok((priority, handle_token))
 }
 
 fn urgency(name: &str) -> Result<Priority, Error> {
@@ -245,6 +279,17 @@ pub(super) fn model(listed: &Listed) -> Dict {
         ("loaded", listed.loaded.into()),
         ("problem", string(&problem)),
         ("sizes", owned(Variant::new(sizes))),
+    ])
+}
+
+pub(super) fn session(info: &SessionInfo) -> Dict {
+    HashMap::from([
+        ("id", string(&info.id)),
+        ("persistent", info.persistent.into()),
+        ("ttl_ms", info.ttl_ms.into()),
+        ("idle_ms", info.idle_ms.into()),
+        ("messages", info.messages.into()),
+        ("answering", info.answering.into()),
     ])
 }
 

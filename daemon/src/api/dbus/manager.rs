@@ -3,18 +3,17 @@
 
 use tokio_util::task::TaskTracker;
 use zbus::message::Header;
-use zbus::object_server::ResponseDispatchNotifier;
 use zbus::{Connection, OwnedFd, OwnedObjectPath, interface};
 
 use super::caller::caller;
 use super::convert::{self, Dict, Messages, Options};
 use super::error::Failure;
-use super::handles::{Handle, Handles};
+use super::handles::Handles;
 use super::pipe::Pipe;
-use super::request;
+use super::request::{self, NewRequest};
+use super::session;
 use crate::api::Core;
-use crate::stream::Events;
-use crate::types::{Client, GenerateRequest};
+use crate::types::GenerateRequest;
 
 /// The object at `/org/nestd/Nestd1`.
 pub(super) struct Manager {
@@ -23,9 +22,6 @@ pub(super) struct Manager {
     /// The requests whose callers have not been told their end.
     pub(super) telling: TaskTracker,
 }
-
-/// The path goes out first, then the request's first signal.
-type NewRequest = ResponseDispatchNotifier<OwnedObjectPath>;
 
 // The interface macro wants receivers, and headers by value.
 #[allow(clippy::unused_self)]
@@ -96,6 +92,31 @@ impl Manager {
         self.start(Some(pipe), messages, options, &header, connection).await
     }
 
+    #[zbus(out_args("session"))]
+    async fn create_session(
+        &self,
+        messages: Messages,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Failure> {
+        let options = convert::session_options(options)?;
+        let messages = convert::messages(messages)?;
+        let (handle, client) = caller(&self.handles, None, &header, connection).await?;
+        let made = self.core.service.create_session(&client, messages, options).await?;
+        session::announce(&self.session(), &handle, &client, &made.id, connection).await
+    }
+
+    #[zbus(out_args("sessions"))]
+    async fn list_sessions(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<Dict>, Failure> {
+        let (_handle, client) = caller(&self.handles, None, &header, connection).await?;
+        Ok(self.core.service.sessions().list(&client).iter().map(convert::session).collect())
+    }
+
     #[zbus(out_args("tokens"))]
     async fn count_tokens(&self, messages: Messages) -> Result<u32, Failure> {
         Ok(self.core.service.count_tokens(convert::messages(messages)?).await?)
@@ -117,7 +138,7 @@ impl Manager {
         let (size, token) = convert::load_options(options)?;
         let (handle, client) = caller(&self.handles, token, &header, connection).await?;
         let events = self.core.governor.load(&client, &model, &size).await?;
-        self.announce(handle, events, None, client, connection).await
+        request::announce(handle, events, None, client, connection, &self.telling).await
     }
 
     async fn unload_model(
@@ -131,6 +152,15 @@ impl Manager {
 }
 
 impl Manager {
+    /// What the objects of sessions stand on.
+    pub(super) fn session(&self) -> session::Parts {
+        session::Parts {
+            core: self.core.clone(),
+            handles: self.handles.clone(),
+            telling: self.telling.clone(),
+        }
+    }
+
     async fn start(
         &self,
         pipe: Option<Pipe>,
@@ -146,30 +176,12 @@ impl Manager {
             json_schema: options.json_schema,
             priority: options.priority,
             stopping: options.stopping,
+            session: options.session,
+            prewarm: false,
         };
         let (handle, client) =
             caller(&self.handles, options.handle_token, header, connection).await?;
         let events = self.core.service.generate(&client, request)?;
-        self.announce(handle, events, pipe, client, connection).await
-    }
-
-    /// Puts the request's object on the bus; its signals begin when the reply with its path is out.
-    async fn announce(
-        &self,
-        handle: Handle,
-        events: Events,
-        pipe: Option<Pipe>,
-        client: Client,
-        connection: &Connection,
-    ) -> Result<NewRequest, Failure> {
-        let path = handle.path.clone();
-        let telling = self.telling.token();
-        let request = request::register(connection, handle, events, client.name).await?;
-        let (reply, sent) = ResponseDispatchNotifier::new(path);
-        tokio::spawn(async move {
-            sent.await;
-            request.run(pipe, telling).await;
-        });
-        Ok(reply)
+        request::announce(handle, events, pipe, client, connection, &self.telling).await
     }
 }

@@ -1,4 +1,5 @@
-//! The D-Bus API: `org.nestd.Manager1` and `org.nestd.Governor1`, and an `org.nestd.Request1` for each request.
+//! The D-Bus API: `org.nestd.Manager1` and `org.nestd.Governor1`, an `org.nestd.Request1` for each request, and an
+//! `org.nestd.Session1` for each session.
 //!
 //! `app` connects, then spawns [`Server::run`]; when that ends, the bus is gone, and so is the
 //! daemon. Every method call runs in a task of its own (zbus's), and so does every request.
@@ -11,9 +12,11 @@ mod handles;
 mod manager;
 mod pipe;
 mod request;
+mod session;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -28,10 +31,12 @@ use zbus::{Connection, OwnedVariant, Variant};
 
 use crate::api::Core;
 use crate::governor::{Change, Report};
+use crate::service::Service;
 use crate::types::Status;
 use governor::Governor;
 use handles::Handles;
 use manager::Manager;
+use session::Objects;
 
 /// The bus answers within this time, or a call to it fails.
 const BUS_ANSWERS: Duration = Duration::from_secs(10);
@@ -45,6 +50,9 @@ pub struct Server {
     status: watch::Receiver<Status>,
     governor: watch::Receiver<Report>,
     changes: broadcast::Receiver<Change>,
+    sessions: watch::Receiver<()>,
+    objects: Objects,
+    service: Arc<Service>,
 }
 
 /// Which bus to be on.
@@ -62,10 +70,13 @@ impl Server {
     pub async fn connect(bus: Bus<'_>, core: Core) -> zbus::Result<Self> {
         let handles = Handles::default();
         let status = core.service.watch();
+        let service = Arc::clone(&core.service);
+        let sessions = service.sessions().watch();
         let (report, changes) = (core.governor.watch(), core.governor.changes());
         let governor = Governor::new(core.governor.clone(), handles.clone());
         let telling = TaskTracker::new();
         let manager = Manager { core, handles: handles.clone(), telling: telling.clone() };
+        let objects = Objects::new(manager.session());
         let builder = match bus {
             Bus::System => Builder::system(),
             Bus::Session => Builder::session(),
@@ -88,7 +99,19 @@ impl Server {
                 )));
             }
         }
-        Ok(Self { connection, handles, telling, names, status, governor: report, changes })
+        let governor = report;
+        Ok(Self {
+            connection,
+            handles,
+            telling,
+            names,
+            status,
+            governor,
+            changes,
+            sessions,
+            objects,
+            service,
+        })
     }
 
     /// Completes when every caller has been told the end of its requests; for the daemon's stop.
@@ -107,13 +130,19 @@ impl Server {
         let mut manager = Told::new("org.nestd.Manager1", now);
         let now = governor::properties(&self.governor.borrow_and_update())?;
         let mut governor = Told::new("org.nestd.Governor1", now);
+        self.objects.follow(&self.connection).await?;
         loop {
             tokio::select! {
                 left = self.names.next() => {
                     let Some(left) = left else {
                         return Err(zbus::Error::Failure("the bus has closed the connection".into()));
                     };
-                    self.handles.left(left.args()?.name());
+                    let left = left.args()?;
+                    self.handles.left(left.name());
+                    self.service.sessions().left(left.name());
+                }
+                Ok(()) = self.sessions.changed() => {
+                    self.objects.follow(&self.connection).await?;
                 }
                 Ok(()) = self.status.changed() => {
                     let now = convert::properties(&self.status.borrow_and_update()).to_vec();

@@ -6,18 +6,19 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use zbus::message::Header;
 use zbus::names::{BusName, UniqueName};
-use zbus::object_server::SignalEmitter;
-use zbus::{Connection, interface};
+use zbus::object_server::{ResponseDispatchNotifier, SignalEmitter};
+use zbus::{Connection, OwnedObjectPath, interface};
 
 use super::convert::{self, Dict};
 use super::error::{self, Failure};
 use super::handles::Handle;
 use super::pipe::Pipe;
 use crate::stream::{Events, Stopper};
-use crate::types::{Error, Event};
+use crate::types::{Client, Error, Event};
 
 /// Text that comes within this time is one signal: firmware pays for each wake-up.
 const COALESCE: Duration = Duration::from_millis(20);
@@ -112,8 +113,31 @@ impl Request {
     }
 }
 
+/// The path goes out first, then the request's first signal.
+pub(super) type NewRequest = ResponseDispatchNotifier<OwnedObjectPath>;
+
+/// Puts the request's object on the bus; its signals begin when the reply with its path is out.
+pub(super) async fn announce(
+    handle: Handle,
+    events: Events,
+    pipe: Option<Pipe>,
+    client: Client,
+    connection: &Connection,
+    telling: &TaskTracker,
+) -> Result<NewRequest, Failure> {
+    let path = handle.path.clone();
+    let telling = telling.token();
+    let request = register(connection, handle, events, client.name).await?;
+    let (reply, sent) = ResponseDispatchNotifier::new(path);
+    tokio::spawn(async move {
+        sent.await;
+        request.run(pipe, telling).await;
+    });
+    Ok(reply)
+}
+
 /// A request whose object is on the bus, and whose signals have not begun.
-pub(super) struct Registered {
+struct Registered {
     connection: Connection,
     emitter: SignalEmitter<'static>,
     handle: Handle,
@@ -122,7 +146,7 @@ pub(super) struct Registered {
 }
 
 /// Puts the object on the bus.
-pub(super) async fn register(
+async fn register(
     connection: &Connection,
     handle: Handle,
     events: Events,
@@ -142,7 +166,7 @@ impl Registered {
     /// Tells the caller what happens until the end, and takes the object off the bus a while later.
     /// A caller that leaves ends it all: the events are dropped, which cancels the request.
     /// `telling` is dropped when the caller knows the end.
-    pub(super) async fn run(self, pipe: Option<Pipe>, telling: TaskTrackerToken) {
+    async fn run(self, pipe: Option<Pipe>, telling: TaskTrackerToken) {
         let Self { connection, emitter, handle, events, outcome } = self;
         let tell = async {
             if let Err(error) = forward(events, pipe, &emitter, &outcome).await {

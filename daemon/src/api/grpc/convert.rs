@@ -7,16 +7,12 @@ use crate::api::later;
 use crate::service::{Listed, Report};
 use crate::types::{
     Error, Event, FinishReason, Finished, GenerateRequest, Message, Part, Priority, Role, Sampling,
-    State, Stopping,
+    SessionInfo, SessionOptions, State, Stopping,
 };
 
 pub(super) fn request(request: v1::GenerateRequest) -> Result<GenerateRequest, Error> {
-    for (set, name) in
-        [(!request.session.is_empty(), "session"), (!request.tools.is_empty(), "tools")]
-    {
-        if set {
-            return Err(later(name));
-        }
+    if !request.tools.is_empty() {
+        return Err(later("tools"));
     }
     let sampling = request.sampling.unwrap_or_default();
     let stopping = request.stopping.unwrap_or_default();
@@ -37,17 +33,45 @@ pub(super) fn request(request: v1::GenerateRequest) -> Result<GenerateRequest, E
             stop: stopping.stop,
             deadline_ms: stopping.deadline_ms,
         },
-        priority: match v1::Priority::try_from(request.priority) {
-            Ok(v1::Priority::Unspecified | v1::Priority::Normal) => Priority::Normal,
-            Ok(v1::Priority::Interactive) => Priority::Interactive,
-            Ok(v1::Priority::Background) => Priority::Background,
-            Err(_) => {
-                let problem = format!("{} is not a priority", request.priority);
-                return Err(Error::invalid("priority", problem));
-            }
-        },
+        priority: priority(request.priority)?,
         json_schema: Some(request.json_schema).filter(|schema| !schema.is_empty()),
+        session: request.session,
+        prewarm: false,
     })
+}
+
+pub(super) fn priority(priority: i32) -> Result<Priority, Error> {
+    match v1::Priority::try_from(priority) {
+        Ok(v1::Priority::Unspecified | v1::Priority::Normal) => Ok(Priority::Normal),
+        Ok(v1::Priority::Interactive) => Ok(Priority::Interactive),
+        Ok(v1::Priority::Background) => Ok(Priority::Background),
+        Err(_) => Err(Error::invalid("priority", format!("{priority} is not a priority"))),
+    }
+}
+
+/// A conversation, as a client would write it.
+pub(super) fn transcript(messages: Vec<Message>) -> Vec<v1::Message> {
+    let role = |role| match role {
+        Role::System => v1::Role::System,
+        Role::User => v1::Role::User,
+        Role::Assistant => v1::Role::Assistant,
+    };
+    let part = |Part::Text(text)| v1::Part { kind: Some(v1::part::Kind::Text(text)) };
+    let message = |Message { role: who, parts }: Message| v1::Message {
+        role: role(who).into(),
+        parts: parts.into_iter().map(part).collect(),
+    };
+    messages.into_iter().map(message).collect()
+}
+
+pub(super) fn session_options(options: Option<v1::SessionOptions>) -> SessionOptions {
+    let v1::SessionOptions { persistent, ttl_ms } = options.unwrap_or_default();
+    SessionOptions { persistent, ttl_ms }
+}
+
+pub(super) fn session(info: SessionInfo) -> v1::Session {
+    let SessionInfo { id, persistent, ttl_ms, idle_ms, messages, answering } = info;
+    v1::Session { id, persistent, ttl_ms, idle_ms, messages, answering }
 }
 
 pub(super) fn messages(messages: Vec<v1::Message>) -> Result<Vec<Message>, Error> {

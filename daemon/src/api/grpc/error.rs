@@ -10,6 +10,10 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::types::{Detail, Error};
 
+/// Text of an error that a status carries: it goes into headers, whose size peers limit, and what a client
+/// sent may be in it.
+const TEXT: usize = 1024;
+
 /// The status for an error. `ErrorInfo` carries the reason and the numbers, `RetryInfo` the time to try
 /// again, `BadRequest` the field, `QuotaFailure` the limit.
 pub(super) fn status(error: &Error) -> Status {
@@ -20,7 +24,7 @@ pub(super) fn status(error: &Error) -> Status {
         .map(|(key, value)| {
             let value = match value {
                 Detail::Number(number) => number.to_string(),
-                Detail::Text(text) => text,
+                Detail::Text(text) => bounded(text),
             };
             (key.to_owned(), value)
         })
@@ -31,14 +35,27 @@ pub(super) fn status(error: &Error) -> Status {
     }
     match error {
         Error::InvalidArgument { field, problem } => {
-            details.add_bad_request_violation(field, problem);
+            let field = bounded(field.clone());
+            details.add_bad_request_violation(field, bounded(problem.clone()));
         }
         Error::QueueFull { limit, .. } => {
             details.add_quota_failure_violation("queue", format!("{limit} places"));
         }
+        Error::OverQuota { what, .. } => {
+            details.add_quota_failure_violation("client", what);
+        }
         _ => {}
     }
-    Status::with_error_details(code, error.to_string(), details)
+    Status::with_error_details(code, bounded(error.to_string()), details)
+}
+
+fn bounded(mut text: String) -> String {
+    let ends = text.char_indices().map(|(at, _)| at).find(|at| *at > TEXT);
+    if let Some(end) = ends {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 /// One line for each error, shared with the D-Bus map through the reason.
@@ -48,6 +65,8 @@ pub(crate) fn code_and_reason(error: &Error) -> (Code, ErrorReason) {
         Error::Unsupported { .. } => (Code::Unimplemented, ErrorReason::Unsupported),
         Error::ContextTooLong { .. } => (Code::OutOfRange, ErrorReason::ContextTooLong),
         Error::QueueFull { .. } => (Code::ResourceExhausted, ErrorReason::QueueFull),
+        Error::OverQuota { .. } => (Code::ResourceExhausted, ErrorReason::OverQuota),
+        Error::SessionNotFound { .. } => (Code::NotFound, ErrorReason::SessionNotFound),
         Error::Busy { .. } => (Code::Unavailable, ErrorReason::Busy),
         Error::ModelNotLoaded { .. } => (Code::FailedPrecondition, ErrorReason::ModelNotLoaded),
         Error::ModelNotFound { .. } => (Code::NotFound, ErrorReason::ModelNotFound),

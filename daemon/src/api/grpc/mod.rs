@@ -3,15 +3,18 @@
 //! `app` binds the socket, then spawns [`Server::run`]; when that ends before it was asked to, the
 //! daemon ends.
 
+mod connection;
 mod convert;
 pub(crate) mod error;
 mod governor;
 mod services;
+mod sessions;
 
 use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nestd_proto::v1;
 use nix::unistd::{Gid, Group, chown};
@@ -21,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport;
 
 use crate::api::Core;
+use connection::Connection;
+use futures::TryStreamExt;
 use services::Api;
 
 /// A request is its text, at most this much over it.
@@ -76,26 +81,31 @@ impl Server {
         health.set_serving::<v1::governor_server::GovernorServer<Api>>().await;
         health.set_serving::<v1::inference_server::InferenceServer<Api>>().await;
         health.set_serving::<v1::models_server::ModelsServer<Api>>().await;
+        health.set_serving::<v1::sessions_server::SessionsServer<Api>>().await;
         health.set_serving::<v1::status_server::StatusServer<Api>>().await;
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(io::Error::other)?;
+        let prompt_bytes = prompt_bytes as usize + OVERHEAD_BYTES;
         let inference = v1::inference_server::InferenceServer::new(api.clone())
-            .max_decoding_message_size(prompt_bytes as usize + OVERHEAD_BYTES);
+            .max_decoding_message_size(prompt_bytes);
+        let sessions = v1::sessions_server::SessionsServer::new(api.clone())
+            .max_decoding_message_size(prompt_bytes);
+        let service = Arc::clone(&api.core.service);
+        let connections = UnixListenerStream::new(self.listener)
+            .map_ok(move |stream| Connection::new(stream, Arc::clone(&service)));
         let served = transport::Server::builder()
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .add_service(health_service)
             .add_service(reflection)
             .add_service(inference)
+            .add_service(sessions)
             .add_service(v1::governor_server::GovernorServer::new(api.clone()))
             .add_service(v1::models_server::ModelsServer::new(api.clone()))
             .add_service(v1::status_server::StatusServer::new(api))
-            .serve_with_incoming_shutdown(
-                UnixListenerStream::new(self.listener),
-                stop.cancelled_owned(),
-            )
+            .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
             .await;
         let _ = std::fs::remove_file(&self.path);
         served.map_err(io::Error::other)

@@ -7,12 +7,12 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use nestd_proto::v1;
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
-use super::convert;
 use super::error::status;
+use super::{connection, convert};
 use crate::api::Core;
+use crate::stream::Events;
 use crate::types::{Client, Error, Event};
 
 pub(super) type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -27,11 +27,12 @@ pub(super) struct Api {
 
 /// Who calls, as the kernel says.
 pub(super) fn client<T>(request: &Request<T>) -> Client {
-    let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+    let info = request.extensions().get::<connection::Info>();
+    let peer = info.and_then(|info| info.peer.peer_cred);
     Client {
         uid: peer.map(|peer| peer.uid()),
         pid: peer.and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok()),
-        name: String::new(),
+        name: info.map_or_else(String::new, |info| info.name.clone()),
     }
 }
 
@@ -39,6 +40,15 @@ pub(super) fn client<T>(request: &Request<T>) -> Client {
 #[allow(clippy::needless_pass_by_value)]
 pub(super) fn refuse(error: Error) -> Status {
     status(&error)
+}
+
+/// The events of a request as its stream carries them.
+pub(super) fn events(events: Events) -> Streaming<v1::GenerateEvent> {
+    let request_id = events.id();
+    Box::pin(events.map(move |event| {
+        let event = convert::event(event).map_err(refuse)?;
+        Ok(v1::GenerateEvent { request_id, event: Some(event) })
+    }))
 }
 
 #[tonic::async_trait]
@@ -51,13 +61,7 @@ impl v1::inference_server::Inference for Api {
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let client = client(&request);
         let request = convert::request(request.into_inner()).map_err(refuse)?;
-        let events = self.core.service.generate(&client, request).map_err(refuse)?;
-        let request_id = events.id();
-        let events = events.map(move |event| {
-            let event = convert::event(event).map_err(refuse)?;
-            Ok(v1::GenerateEvent { request_id, event: Some(event) })
-        });
-        Ok(Response::new(Box::pin(events)))
+        Ok(Response::new(events(self.core.service.generate(&client, request).map_err(refuse)?)))
     }
 
     async fn count_tokens(

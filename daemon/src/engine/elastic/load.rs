@@ -70,6 +70,19 @@ impl Text {
         self.encode(&messages.iter().map(|m| (m.role, m.text())).collect::<Vec<_>>())
     }
 
+    /// What every prompt begins with that goes on with this conversation.
+    pub fn beginning(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
+        let said = || messages.iter().map(|m| (m.role, m.text()));
+        // Two letters that no text begins with alike.
+        let with = |text: &str| {
+            self.encode(&said().chain([(Role::User, text.to_owned())]).collect::<Vec<_>>())
+        };
+        let (mut one, other) = (with("A")?, with("z")?);
+        let common = one.iter().zip(other).take_while(|(a, b)| **a == *b).count();
+        one.truncate(common);
+        Ok(one)
+    }
+
     fn encode(&self, turns: &[(Role, String)]) -> Result<Vec<u32>, Error> {
         let turns: Vec<Turn<'_>> =
             turns.iter().map(|(role, text)| Turn { role: role.name(), text }).collect();
@@ -82,13 +95,8 @@ impl Text {
     /// system message begins with too.
     pub fn standing(&self, messages: &[Message], prompt: &[u32]) -> Option<usize> {
         let system = messages.first().filter(|message| message.role == Role::System)?;
-        // Two letters that no text begins with alike.
-        let other = |text: &str| {
-            self.encode(&[(Role::System, system.text()), (Role::User, text.to_owned())]).ok()
-        };
-        let common =
-            |other: Vec<u32>| prompt.iter().zip(other).take_while(|(a, b)| **a == *b).count();
-        Some(common(other("A")?).min(common(other("z")?)))
+        let beginning = self.beginning(std::slice::from_ref(system)).ok()?;
+        Some(prompt.iter().zip(beginning).take_while(|(a, b)| **a == *b).count())
     }
 }
 

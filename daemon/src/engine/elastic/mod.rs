@@ -145,6 +145,10 @@ impl Engine for Elastic {
         }
     }
 
+    fn forget(&mut self, session: u64) {
+        self.prefixes.forget(session);
+    }
+
     fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error> {
         Ok(count(self.text.prompt(messages)?.len()))
     }
@@ -185,8 +189,11 @@ impl Elastic {
 
     /// Checks that a request fits, and finds what is known of its prompt.
     fn accept(&mut self, request: &GenerateRequest) -> Result<Start, Error> {
-        let prompt = self.text.prompt(&request.messages)?;
-        let max_tokens = request.stopping.max_tokens;
+        let (prompt, max_tokens) = if request.prewarm {
+            (self.text.beginning(&request.messages)?, 0)
+        } else {
+            (self.text.prompt(&request.messages)?, request.stopping.max_tokens)
+        };
         let context_tokens = self.loaded.context_tokens.min(self.constraints.context_tokens);
         let needed = prompt.len().saturating_add(max_tokens as usize);
         if needed > context_tokens as usize {
@@ -209,7 +216,8 @@ impl Elastic {
         let mut parts = Vec::new();
         let mut wanted = Vec::new();
         for (running, tokens) in self.running.iter_mut().zip(&given) {
-            let draw = tokens.len() >= running.unread() && !tokens.is_empty();
+            let draw =
+                tokens.len() >= running.unread() && !tokens.is_empty() && !running.prewarms();
             let logits = if draw { Logits::Last } else { Logits::None };
             wanted.push(draw);
             if !tokens.is_empty() {
@@ -241,9 +249,10 @@ impl Elastic {
             let running = self.running.remove(index);
             match outcome {
                 Outcome::Ended(reason) => {
+                    let session = running.session();
                     let (tokens, sequence) = running.finish(reason);
                     if self.constraints.caches {
-                        self.prefixes.give(tokens, sequence);
+                        self.prefixes.give(session, tokens, sequence);
                     }
                 }
                 Outcome::Unfit(why) => running.fail(Error::invalid("json_schema", why)),

@@ -15,6 +15,8 @@ pub struct Prefixes {
 }
 
 struct Kept {
+    /// Whose turns they are.
+    session: Option<u64>,
     tokens: Vec<u32>,
     sequence: Sequence,
 }
@@ -56,24 +58,33 @@ impl Prefixes {
         self.kept.clear();
     }
 
+    /// Forgets what a session left.
+    pub fn forget(&mut self, session: u64) {
+        self.kept.retain(|kept| kept.session != Some(session));
+    }
+
     /// Keeps a copy of a sequence whose tokens are these.
     pub fn keep(&mut self, tokens: &[u32], sequence: &Sequence, config: &Config) {
         if let Ok(copy) = sequence.copy(sequence.len(), sequence.len(), config) {
-            self.give(tokens.to_vec(), copy);
+            self.give(None, tokens.to_vec(), copy);
         }
     }
 
-    /// Takes a sequence over whose tokens are these, in place of those that it continues.
-    pub fn give(&mut self, mut tokens: Vec<u32>, sequence: Sequence) {
+    /// Takes a sequence over whose tokens are these, in place of those that it continues, and of what the
+    /// same session left before.
+    pub fn give(&mut self, session: Option<u64>, mut tokens: Vec<u32>, sequence: Sequence) {
         tokens.truncate(sequence.len());
         if tokens.len() < SHORTEST || sequence.bytes() > self.bytes {
             return;
         }
         // One that can be cut back to an older one serves in its place.
+        if let Some(session) = session {
+            self.forget(session);
+        }
         self.kept.retain(|kept| {
             !(tokens.starts_with(&kept.tokens) && sequence.shortest() <= kept.tokens.len())
         });
-        self.kept.push(Kept { tokens, sequence });
+        self.kept.push(Kept { session, tokens, sequence });
         while self.kept.iter().map(|kept| kept.sequence.bytes()).sum::<u64>() > self.bytes {
             self.kept.remove(0);
         }

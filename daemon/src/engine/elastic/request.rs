@@ -103,6 +103,16 @@ impl Running {
         self.job.request.priority
     }
 
+    /// The session that it belongs to.
+    pub fn session(&self) -> Option<u64> {
+        self.job.session
+    }
+
+    /// Whether only its prompt is to be read.
+    pub fn prewarms(&self) -> bool {
+        self.job.request.prewarm
+    }
+
     /// Its KV caches.
     pub fn sequence(&self) -> &Sequence {
         &self.sequence
@@ -134,10 +144,13 @@ impl Running {
         self.prompt.get(..self.sequence.len()).unwrap_or(&self.prompt)
     }
 
-    /// A step has read more of the prompt, and there is more to read.
+    /// A step has read more of the prompt, and no token is to be drawn.
     pub fn read(&mut self) -> Outcome {
         let read = self.sequence.len();
         self.sink().prefill(count(read), count(self.prompt.len()), count(self.cached));
+        if self.prewarms() && self.unread() == 0 {
+            return Outcome::Ended(FinishReason::Stop);
+        }
         if self.standing == Some(read) {
             self.standing = None;
             return Outcome::Standing;

@@ -154,7 +154,7 @@ impl Piece {
 
 /// One request, from its conversation to its last event. The place goes when this ends.
 pub(super) async fn run(shared: Arc<Shared>, job: Job) {
-    let Job { request, sink, place } = job;
+    let Job { request, sink, place, session: _ } = job;
     let made = Made::default();
     let result = {
         let cancelled = sink.cancelled();
@@ -196,6 +196,11 @@ async fn answer(
     if request.json_schema.is_some() {
         let why = "the engine mistralrs draws freely; the engine elastic, on a GGUF file, can";
         return Err(Error::unsupported("json_schema", why));
+    }
+    if request.prewarm {
+        let why =
+            "the engine mistralrs keeps no KV cache; the engine elastic, on a GGUF file, does";
+        return Err(Error::unsupported("prewarming", why));
     }
     let max_tokens = request.stopping.max_tokens;
     let prompt = {

@@ -1,0 +1,161 @@
+//! `org.nestd.Session1`: one session's object. The documentation is in proto/dbus/org.nestd.Session1.xml.
+//!
+//! An object is there for as long as its session, whoever made that and over which API: [`Objects`] follows
+//! the service.
+
+use std::collections::HashSet;
+
+use nestd_proto::dbus::SESSION_PATH;
+use tokio_util::task::TaskTracker;
+use zbus::message::Header;
+use zbus::{Connection, OwnedObjectPath, interface};
+
+use super::caller::caller;
+use super::convert::{self, Messages, Options};
+use super::error::Failure;
+use super::handles::{Handle, Handles};
+use super::request::{self, NewRequest};
+use crate::api::Core;
+use crate::types::Client;
+
+/// What every object stands on. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Parts {
+    pub(super) core: Core,
+    pub(super) handles: Handles,
+    /// The requests whose callers have not been told their end.
+    pub(super) telling: TaskTracker,
+}
+
+/// The object.
+pub(super) struct Session {
+    parts: Parts,
+    id: String,
+}
+
+// The interface macro wants headers by value.
+#[allow(clippy::needless_pass_by_value)]
+#[interface(name = "org.nestd.Session1", introspection_docs = false)]
+impl Session {
+    async fn append(
+        &self,
+        messages: Messages,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), Failure> {
+        let messages = convert::messages(messages)?;
+        let (_handle, client) = self.caller(None, &header, connection).await?;
+        self.parts.core.service.append_to_session(&client, &self.id, messages)?;
+        Ok(())
+    }
+
+    #[zbus(out_args("messages"))]
+    async fn get_transcript(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Messages, Failure> {
+        let (_handle, client) = self.caller(None, &header, connection).await?;
+        let said = self.parts.core.service.sessions().transcript(&client, &self.id)?;
+        Ok(convert::transcript(&said))
+    }
+
+    #[zbus(out_args("session"))]
+    async fn fork(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Failure> {
+        let options = convert::session_options(options)?;
+        let (handle, client) = self.caller(None, &header, connection).await?;
+        let made = self.parts.core.service.fork_session(&client, &self.id, options).await?;
+        announce(&self.parts, &handle, &client, &made.id, connection).await
+    }
+
+    #[zbus(out_args("request"))]
+    async fn prewarm(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<NewRequest, Failure> {
+        let (priority, token) = convert::prewarm_options(options)?;
+        let (handle, client) = self.caller(token, &header, connection).await?;
+        let events = self.parts.core.service.prewarm_session(&client, &self.id, priority)?;
+        request::announce(handle, events, None, client, connection, &self.parts.telling).await
+    }
+
+    async fn delete(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), Failure> {
+        let (_handle, client) = self.caller(None, &header, connection).await?;
+        Ok(self.parts.core.service.sessions().delete(&client, &self.id).await?)
+    }
+}
+
+impl Session {
+    async fn caller(
+        &self,
+        token: Option<String>,
+        header: &Header<'_>,
+        connection: &Connection,
+    ) -> Result<(Handle, Client), Failure> {
+        caller(&self.parts.handles, token, header, connection).await
+    }
+}
+
+fn path(id: &str) -> zbus::Result<OwnedObjectPath> {
+    OwnedObjectPath::try_from(format!("{SESSION_PATH}/{id}"))
+}
+
+async fn put(parts: &Parts, id: &str, connection: &Connection) -> zbus::Result<OwnedObjectPath> {
+    let path = path(id)?;
+    let session = Session { parts: parts.clone(), id: id.to_owned() };
+    // False if it is there already.
+    connection.object_server().at(&path, session).await?;
+    Ok(path)
+}
+
+/// Puts a session's object on the bus that was just made for a caller.
+pub(super) async fn announce(
+    parts: &Parts,
+    handle: &Handle,
+    client: &Client,
+    id: &str,
+    connection: &Connection,
+) -> Result<OwnedObjectPath, Failure> {
+    let path = put(parts, id, connection).await?;
+    if handle.gone.is_cancelled() {
+        // It left the bus before its session was there to end.
+        parts.core.service.sessions().left(&client.name);
+    }
+    Ok(path)
+}
+
+/// The objects that are on the bus.
+pub(super) struct Objects {
+    parts: Parts,
+    known: HashSet<String>,
+}
+
+impl Objects {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self { parts, known: HashSet::new() }
+    }
+
+    /// Brings the bus to which sessions there are.
+    pub(super) async fn follow(&mut self, connection: &Connection) -> zbus::Result<()> {
+        let now: HashSet<_> = self.parts.core.service.sessions().ids().into_iter().collect();
+        for id in now.difference(&self.known) {
+            put(&self.parts, id, connection).await?;
+        }
+        for id in self.known.difference(&now) {
+            connection.object_server().remove::<Session, _>(&path(id)?).await?;
+        }
+        self.known = now;
+        Ok(())
+    }
+}
