@@ -130,15 +130,15 @@ fn without(ranges: &[Range<usize>], others: &[Range<usize>]) -> Vec<Range<usize>
 #[test]
 #[allow(clippy::single_range_in_vec_init, reason = "lists of ranges, some of one")]
 fn what_is_left_of_ranges() {
-    let cases: [(&[Range<usize>], &[Range<usize>], &[Range<usize>]); 6] = [
-        (&[0..10], &[], &[0..10]),
-        (&[0..10], &[0..10], &[]),
-        (&[0..10], &[2..3, 5..7], &[0..2, 3..5, 7..10]),
-        (&[5..10, 20..30], &[0..6, 9..21, 40..50], &[6..9, 21..30]),
-        (&[5..6, 8..9], &[0..100], &[]),
-        (&[5..6], &[0..5, 6..7], &[5..6]),
+    let cases: [[&[Range<usize>]; 3]; 6] = [
+        [&[0..10], &[], &[0..10]],
+        [&[0..10], &[0..10], &[]],
+        [&[0..10], &[2..3, 5..7], &[0..2, 3..5, 7..10]],
+        [&[5..10, 20..30], &[0..6, 9..21, 40..50], &[6..9, 21..30]],
+        [&[5..6, 8..9], &[0..100], &[]],
+        [&[5..6], &[0..5, 6..7], &[5..6]],
     ];
-    for (ranges, others, left) in cases {
+    for [ranges, others, left] in cases {
         assert_eq!(without(ranges, others), left, "{ranges:?} without {others:?}");
     }
 }
