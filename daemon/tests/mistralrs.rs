@@ -108,6 +108,7 @@ fn request(text: &str) -> GenerateRequest {
         sampling: Sampling { temperature: Some(0.0), ..Sampling::default() },
         stopping: Stopping { max_tokens: 24, ..Stopping::default() },
         json_schema: None,
+        top_logprobs: None,
         priority: Priority::Normal,
     }
 }
@@ -124,7 +125,7 @@ fn collect(events: Events) -> Vec<Event> {
 
 fn text(events: &[Event]) -> String {
     let text =
-        |event: &Event| if let Event::Text(text) = event { Some(text.clone()) } else { None };
+        |event: &Event| if let Event::Text(text) = event { Some(text.delta.clone()) } else { None };
     events.iter().filter_map(text).collect()
 }
 

@@ -10,6 +10,7 @@ mod elastic;
 mod errors;
 mod governor;
 mod hostile;
+mod logprobs;
 #[cfg(feature = "mistralrs")]
 mod mistralrs;
 mod models;

@@ -125,6 +125,15 @@ impl Tokenizer {
         self.pieces.piece(id)
     }
 
+    /// What a token reads by itself: U+FFFD for bytes that are no whole character, and the piece as it is
+    /// written for a control token.
+    #[must_use]
+    pub fn shown(&self, id: u32) -> String {
+        let text = String::from_utf8_lossy(self.piece(id));
+        // A byte is never a space's replacement.
+        if self.kind(id) == Some(Kind::Byte) { text.into_owned() } else { text.replace(SPACE, " ") }
+    }
+
     /// What a token is for; None if it does not exist.
     #[must_use]
     pub fn kind(&self, id: u32) -> Option<Kind> {

@@ -14,7 +14,7 @@ use super::pipe::Pipe;
 use super::request;
 use crate::api::Core;
 use crate::stream::Events;
-use crate::types::{Client, GenerateRequest};
+use crate::types::{Client, Error, GenerateRequest};
 
 /// The object at `/org/nestd/Nestd1`.
 pub(super) struct Manager {
@@ -140,10 +140,15 @@ impl Manager {
         connection: &Connection,
     ) -> Result<NewRequest, Failure> {
         let options = convert::options(options)?;
+        if pipe.is_some() && options.top_logprobs.is_some() {
+            let why = "GenerateToFd passes text only; Generate tells them";
+            return Err(Error::unsupported("top_logprobs", why).into());
+        }
         let request = GenerateRequest {
             messages: convert::messages(messages)?,
             sampling: options.sampling,
             json_schema: options.json_schema,
+            top_logprobs: options.top_logprobs,
             priority: options.priority,
             stopping: options.stopping,
         };

@@ -197,6 +197,11 @@ async fn answer(
         let why = "the engine mistralrs draws freely; the engine elastic, on a GGUF file, can";
         return Err(Error::unsupported("json_schema", why));
     }
+    if request.top_logprobs.is_some() {
+        let why =
+            "the engine mistralrs does not tell them; the engine elastic, on a GGUF file, does";
+        return Err(Error::unsupported("top_logprobs", why));
+    }
     let max_tokens = request.stopping.max_tokens;
     let prompt = {
         let (shared, messages) = (Arc::clone(shared), request.messages.clone());
