@@ -24,7 +24,8 @@ fn quoted(token: &Logprob) -> String {
 }
 
 fn percent(token: &Logprob) -> String {
-    format!("{:.2} %", 100.0 * token.logprob.exp())
+    let percent = 100.0 * token.logprob.exp();
+    if percent < 0.01 { "<0.01 %".into() } else { format!("{percent:.2} %") }
 }
 
 #[cfg(test)]
@@ -37,12 +38,12 @@ mod tests {
         let the = one(5, "The", -0.002);
         let tokens = [
             TokenLogprobs { token: Some(the.clone()), top: vec![the, one(9, "A\n", -6.5)] },
-            TokenLogprobs { token: Some(one(7, " cat", -1.0)), top: vec![] },
+            TokenLogprobs { token: Some(one(7, " cat", -1.0)), top: vec![one(8, "x", -20.0)] },
         ];
         let wanted = "\
 token   probability  log      others
 \"The\"   99.80 %      -0.0020  \"A\\n\" 0.15 %
-\" cat\"  36.79 %      -1.0000
+\" cat\"  36.79 %      -1.0000  \"x\" <0.01 %
 ";
         assert_eq!(table(&tokens), wanted);
     }
