@@ -1,8 +1,8 @@
 //! A request's stream of events: the engine's end ([`Sink`]) and the reader's ([`Events`]).
 //!
 //! The buffer between them is bounded and never blocks the engine: text that waits is joined, and
-//! a newer position or progress replaces an older one. A reader that leaves more text than the
-//! buffer holds ends its request with [`Error::Lagged`]. Dropping the reader cancels the request;
+//! a newer position or progress replaces an older one. A reader that leaves more text, log-probabilities
+//! included, than the buffer holds ends its request with [`Error::Lagged`]. Dropping the reader cancels the request;
 //! dropping the sink without an end ends it as cancelled, or as failed if nobody asked for that.
 //!
 //! Who owns it: the service makes the pair, keeps the sink while the request waits, and gives it to
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use futures::Stream;
 use tokio_util::sync::CancellationToken;
 
-use crate::types::{Error, Event, FinishReason, Finished, Timings, Usage};
+use crate::types::{Error, Event, FinishReason, Finished, Text, Timings, TokenLogprobs, Usage};
 
 /// Makes the two ends of request `id`, with room for `buffer_bytes` of unread text.
 #[must_use]
@@ -63,6 +63,7 @@ struct Shared {
 #[derive(Default)]
 struct Inner {
     events: VecDeque<Event>,
+    /// Of unread text and log-probabilities.
     text_bytes: usize,
     /// The last event is in the queue, or was read.
     ended: bool,
@@ -111,7 +112,7 @@ impl Shared {
         }
         let ends = matches!(event, Event::Finished(_) | Event::Failed(_));
         if let (Event::Text(delta), Some(record)) = (&event, &mut inner.record) {
-            record.answer.push_str(delta);
+            record.answer.push_str(&delta.delta);
         }
         // There is one sink, so nobody else ends the request meanwhile.
         if ends && let Some(Record { answer, then }) = inner.record.take() {
@@ -123,9 +124,10 @@ impl Shared {
         log_end(self.id, &event);
         let waiting = inner.events.back_mut();
         match (waiting, event) {
-            (Some(Event::Text(text)), Event::Text(delta)) => {
-                text.push_str(&delta);
-                inner.text_bytes += delta.len();
+            (Some(Event::Text(text)), Event::Text(next)) => {
+                let bytes = next.bytes();
+                text.append(next);
+                inner.text_bytes += bytes;
             }
             (Some(waiting @ Event::Queued { .. }), event @ Event::Queued { .. })
             | (Some(waiting @ Event::Loading { .. }), event @ Event::Loading { .. })
@@ -136,8 +138,8 @@ impl Shared {
                 *waiting = event;
             }
             (_, event) => {
-                if let Event::Text(delta) = &event {
-                    inner.text_bytes += delta.len();
+                if let Event::Text(text) = &event {
+                    inner.text_bytes += text.bytes();
                 }
                 inner.events.push_back(event);
             }
@@ -220,6 +222,11 @@ impl Sink {
 
     /// The engine made `tokens` more tokens, which read `delta`; either may be empty.
     pub fn text(&self, delta: &str, tokens: u32) {
+        self.text_with(delta, tokens, Vec::new());
+    }
+
+    /// The same, and tells how likely the tokens were.
+    pub fn text_with(&self, delta: &str, tokens: u32, logprobs: Vec<TokenLogprobs>) {
         if tokens > 0 {
             TOKENS.fetch_add(tokens.into(), Ordering::Relaxed);
             let progress = &mut self.shared.lock().progress;
@@ -228,8 +235,8 @@ impl Sink {
             progress.first_token.get_or_insert(now);
             progress.last_token = Some(now);
         }
-        if !delta.is_empty() {
-            self.shared.push(Event::Text(delta.into()));
+        if !delta.is_empty() || !logprobs.is_empty() {
+            self.shared.push(Event::Text(Text { delta: delta.into(), logprobs }));
         }
     }
 
@@ -368,7 +375,7 @@ impl Stream for Events {
         match inner.events.pop_front() {
             Some(event) => {
                 match &event {
-                    Event::Text(text) => inner.text_bytes -= text.len(),
+                    Event::Text(text) => inner.text_bytes -= text.bytes(),
                     Event::Finished(_) | Event::Failed(_) => inner.drained = true,
                     _ => {}
                 }
@@ -394,6 +401,7 @@ mod tests {
     use futures::StreamExt;
 
     use super::*;
+    use crate::types::Logprob;
 
     #[tokio::test]
     async fn unread_text_is_joined_and_whole() {
@@ -411,7 +419,7 @@ mod tests {
         assert_eq!(events[0], Event::Queued { position: 1 });
         assert_eq!(events[1], Event::Prefill { done_tokens: 0, total_tokens: 4 });
         assert_eq!(events[2], Event::Prefill { done_tokens: 4, total_tokens: 4 });
-        assert_eq!(events[3], Event::Text("Hello".into()));
+        assert_eq!(events[3], Event::Text(Text { delta: "Hello".into(), logprobs: vec![] }));
         let Event::Finished(finished) = &events[4] else { panic!("{events:?}") };
         assert_eq!(
             finished.usage,
@@ -447,6 +455,26 @@ mod tests {
         drop(sink);
         let last = events.collect::<Vec<_>>().await.pop();
         assert_eq!(last, Some(Event::Failed(Error::Lagged { buffer_bytes: 10 })));
+    }
+
+    #[tokio::test]
+    async fn unread_logprobs_are_joined_and_count() {
+        let token = |id| Logprob { id, text: "word".into(), logprob: -0.5 };
+        let drawn = |id| vec![TokenLogprobs { token: token(id), top: vec![token(id), token(7)] }];
+        let one = Text { delta: String::new(), logprobs: drawn(0) }.bytes();
+        assert!(one > 3 * 16);
+        let (sink, mut events) = channel(1, 2 * one + 4);
+        sink.text_with("", 1, drawn(1));
+        sink.text_with("both", 1, drawn(2));
+        assert!(!sink.cancelled().is_cancelled());
+        let Some(Event::Text(text)) = events.next().await else { panic!("no text") };
+        assert_eq!((text.delta.as_str(), text.logprobs), ("both", [drawn(1), drawn(2)].concat()));
+        // What was read makes room.
+        sink.text_with("ab", 1, drawn(3));
+        sink.text_with("cd", 1, drawn(4));
+        assert!(!sink.cancelled().is_cancelled());
+        sink.text("e", 1);
+        assert!(sink.cancelled().is_cancelled());
     }
 
     #[tokio::test]

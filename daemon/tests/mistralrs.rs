@@ -122,7 +122,7 @@ fn collect(events: Events) -> Vec<Event> {
 
 fn text(events: &[Event]) -> String {
     let text =
-        |event: &Event| if let Event::Text(text) = event { Some(text.clone()) } else { None };
+        |event: &Event| if let Event::Text(text) = event { Some(text.delta.clone()) } else { None };
     events.iter().filter_map(text).collect()
 }
 

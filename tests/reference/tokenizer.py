@@ -11,9 +11,13 @@ With --gemma FILE (Gemma's own tokenizer.json) and --text FILES it writes the vo
 it, and the ids of the texts, to --out; the ignored test `gemma_itself` reads both (NESTD_TOKENIZER=FOLDER).
 
 Found with Gemma 3's file (262144 tokens, 514906 merges) on 21 MB of text in 70 languages, 3780 texts and
-7.7 million tokens: the same ids for all but one text, which has U+2581 itself next to spaces. The order of
+7.7 million tokens: the same ids for all but one text, which has U+2581 itself next to spaces ("▁▁ ▁"). The order of
 the merges is the order of the ids, so a score is as good as an id; every character of a piece is a piece.
 User-defined are runs of 1 to 31 new lines, 2 to 31 spaces and 1 to 31 tabs, and HTML tags.
+
+That one text is read in three ways. SentencePiece makes a run of spaces and literal U+2581 alike; --spaces shows it, with a
+small model trained on the spot (pip install sentencepiece protobuf). `tokenizers` finds added tokens, written with U+2581,
+in the text before it replaces spaces. llama.cpp's files have them with spaces, so it finds them in spaces only.
 """
 
 import argparse
@@ -22,7 +26,10 @@ import random
 import struct
 from pathlib import Path
 
-from tokenizers import Tokenizer
+try:
+    from tokenizers import Tokenizer
+except ImportError:  # --spaces does without
+    Tokenizer = None
 
 ROOT = Path(__file__).resolve().parents[2]
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -166,13 +173,34 @@ def write_gemma(tokenizer, files, out):
     print(f"{out}: {len(tokens)} tokens, {len(cases)} texts of {total:,} bytes")
 
 
+def show_spaces():
+    """What SentencePiece makes of texts with U+2581 itself, with runs of it as user-defined pieces."""
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([f"the quick brown fox  jumps over   the lazy dog and the other things {i}" for i in range(300)]),
+        model_writer=model, model_type="bpe", vocab_size=400, byte_fallback=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, add_dummy_prefix=False, minloglevel=2,
+        user_defined_symbols=["▁" * n for n in range(2, 8)] + ["\n"],
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    for text in ("▁▁", "  ", "▁ ▁", "▁▁ ", " ▁▁", "▁▁ ▁▁", "  ▁▁", "▁▁  ", "a▁▁b", "a ▁▁b", "▁ the", " ▁the", "▁▁ the", "▁" * 7 + " the"):
+        print(f"{text!r:16} {processor.encode(text, out_type=str)}")
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--gemma", type=Path, help="Gemma's tokenizer.json")
     p.add_argument("--text", type=Path, nargs="*", default=[], help="files to compare on")
     p.add_argument("--out", type=Path, default=Path("/tmp/gemma-tokenizer"))
+    p.add_argument("--spaces", action="store_true", help="show what SentencePiece makes of U+2581")
     a = p.parse_args()
-    if a.gemma:
+    if a.spaces:
+        show_spaces()
+    elif a.gemma:
         write_gemma(a.gemma, a.text, a.out)
     else:
         write_fixture(ROOT / "daemon/elastic/tests/data/tokenizer.json")

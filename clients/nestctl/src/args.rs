@@ -121,6 +121,7 @@ pub enum Command {
     /// Ctrl-C cancels.
     #[command(after_help = "Examples:\n  nestctl ask \"What is the capital of France?\"\n  \
         nestctl ask --temperature 0 --max-tokens 50 \"Tell me a joke.\"\n  \
+        nestctl ask --logprobs 3 \"What is 7 plus 8?\"\n  \
         cat letter.txt | nestctl ask --system \"Translate to German.\"")]
     Ask(AskArgs),
     /// Hold a conversation, a line a turn
@@ -252,6 +253,9 @@ fn text_of(file: &str) -> Result<String, String> {
 pub struct AskArgs {
     /// The question; - or nothing reads it from standard input
     pub question: Vec<String>,
+    /// Print after the answer how likely each of its tokens was, and the N likeliest (0 to 20) in its place
+    #[arg(long, value_name = "N")]
+    pub logprobs: Option<u32>,
     #[command(flatten)]
     pub options: Options,
 }

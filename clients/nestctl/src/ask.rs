@@ -6,14 +6,14 @@ use nestd_client::v1::Priority;
 use nestd_client::{
     Client, message,
     v1::{
-        Finished, GenerateRequest, Message, Role, Sampling, SizeChanged, Stopping,
+        Finished, GenerateRequest, Message, Role, Sampling, SizeChanged, Stopping, TokenLogprobs,
         generate_event::Event,
     },
 };
 
 use crate::{
     args::{AskArgs, Options},
-    json,
+    json, logprobs,
     problem::Problem,
     render::Screen,
 };
@@ -21,9 +21,13 @@ use crate::{
 /// Asks one question.
 pub async fn ask(client: &Client, args: &AskArgs, screen: &mut Screen) -> Result<(), Problem> {
     let question = args.question.join(" ");
-    let request = request(&args.options, &[message(Role::User, question)]);
-    let mut text = String::new();
-    let end = answer(client, request, screen, &mut text).await?;
+    let mut request = request(&args.options, &[message(Role::User, question)]);
+    request.top_logprobs = args.logprobs;
+    let mut said = Said::default();
+    let end = answer(client, request, screen, &mut said).await?;
+    if args.logprobs.is_some() && !screen.json {
+        screen.text(&format!("\n{}", logprobs::table(&said.logprobs)))?;
+    }
     if !args.options.quiet && !screen.json {
         screen.note(&summary(&end));
     }
@@ -56,12 +60,20 @@ pub fn request(options: &Options, turns: &[Message]) -> GenerateRequest {
     }
 }
 
-/// Prints an answer as it comes, and keeps in `text` what came so far. Dropping it cancels.
+/// What came of an answer so far.
+#[derive(Default)]
+pub struct Said {
+    pub text: String,
+    /// Of its tokens, where they were asked for.
+    pub logprobs: Vec<TokenLogprobs>,
+}
+
+/// Prints an answer as it comes, and keeps in `said` what came so far. Dropping it cancels.
 pub async fn answer(
     client: &Client,
     request: GenerateRequest,
     screen: &mut Screen,
-    text: &mut String,
+    said: &mut Said,
 ) -> Result<Finished, Problem> {
     let mut events = client.generate(request).await?;
     let mut finished = None;
@@ -75,7 +87,8 @@ pub async fn answer(
                 if !screen.json {
                     screen.text(&piece.delta)?;
                 }
-                *text += &piece.delta;
+                said.text += &piece.delta;
+                said.logprobs.extend(piece.logprobs);
             }
             Some(Event::SizeChanged(change)) => screen.mark(&size_changed(&change)),
             Some(Event::Finished(end)) => finished = Some(end),

@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     args::ChatArgs,
-    ask::{answer, request, summary},
+    ask::{Said, answer, request, summary},
     problem::Problem,
     render::Screen,
 };
@@ -67,9 +67,9 @@ pub async fn chat(client: &Client, args: &ChatArgs, screen: &mut Screen) -> Resu
             }
             _ => turns.push(message(Role::User, line)),
         }
-        let mut text = String::new();
+        let mut said = Said::default();
         let end = tokio::select! {
-            end = answer(client, request(&args.options, &turns), screen, &mut text) => end,
+            end = answer(client, request(&args.options, &turns), screen, &mut said) => end,
             _ = interrupts.recv() => Err(Problem::Interrupted),
         };
         match end {
@@ -89,10 +89,10 @@ pub async fn chat(client: &Client, args: &ChatArgs, screen: &mut Screen) -> Resu
             Err(problem) => return Err(problem),
         }
         // What was said so far belongs to the conversation; a turn that got no answer does not.
-        if text.is_empty() {
+        if said.text.is_empty() {
             turns.pop();
         } else {
-            turns.push(message(Role::Assistant, text));
+            turns.push(message(Role::Assistant, said.text));
         }
     }
 }

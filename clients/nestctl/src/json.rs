@@ -2,8 +2,8 @@
 //! their field names, and enums as the words that D-Bus has for them.
 
 use nestd_client::v1::{
-    FinishReason, Finished, GenerateEvent, Limits, Model, State, StatusReport, Timings, Usage,
-    generate_event::Event,
+    FinishReason, Finished, GenerateEvent, Limits, Logprob, Model, State, StatusReport, Text,
+    Timings, TokenLogprobs, Usage, generate_event::Event,
 };
 use serde_json::{Map, Value, json};
 
@@ -93,7 +93,7 @@ pub fn event(event: &GenerateEvent) -> Value {
             "prefill",
             json!({ "done_tokens": prefill.done_tokens, "total_tokens": prefill.total_tokens }),
         ),
-        Some(Event::Text(text)) => ("text", json!({ "delta": text.delta })),
+        Some(Event::Text(text)) => ("text", self::text(text)),
         Some(Event::SizeChanged(change)) => (
             "size_changed",
             json!({ "from": change.from, "to": change.to, "reason": change.reason }),
@@ -102,6 +102,20 @@ pub fn event(event: &GenerateEvent) -> Value {
     };
     object.insert(name.into(), value);
     object.into()
+}
+
+/// A `Text`; with log-probabilities where they were asked for.
+fn text(text: &Text) -> Value {
+    if text.logprobs.is_empty() {
+        return json!({ "delta": text.delta });
+    }
+    let one = |one: &Logprob| json!({ "id": one.id, "text": one.text, "logprob": one.logprob });
+    let drawn = |drawn: &TokenLogprobs| {
+        let top: Vec<Value> = drawn.top.iter().map(one).collect();
+        json!({ "token": drawn.token.as_ref().map(one), "top": top })
+    };
+    let logprobs: Vec<Value> = text.logprobs.iter().map(drawn).collect();
+    json!({ "delta": text.delta, "logprobs": logprobs })
 }
 
 /// A `Finished`.
@@ -128,17 +142,26 @@ pub fn finished(end: &Finished) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use nestd_client::v1::Text;
-
     use super::*;
 
     #[test]
     fn an_event_is_its_number_and_its_name() {
         let text = GenerateEvent {
             request_id: 7,
-            event: Some(Event::Text(Text { delta: "a\x1b\n".into() })),
+            event: Some(Event::Text(Text { delta: "a\x1b\n".into(), logprobs: vec![] })),
         };
         assert_eq!(event(&text), json!({ "request_id": 7, "text": { "delta": "a\x1b\n" } }));
+    }
+
+    #[test]
+    fn logprobs_are_where_they_were_asked_for() {
+        let one = |id, logprob| Logprob { id, text: "a".into(), logprob };
+        let drawn = TokenLogprobs { token: Some(one(3, -0.5)), top: vec![one(4, -0.25)] };
+        let value = text(&Text { delta: String::new(), logprobs: vec![drawn] });
+        let token = json!({ "id": 3, "text": "a", "logprob": -0.5 });
+        let top = json!([{ "id": 4, "text": "a", "logprob": -0.25 }]);
+        let logprobs = json!([{ "token": token, "top": top }]);
+        assert_eq!(value, json!({ "delta": "", "logprobs": logprobs }));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod generate;
 mod governor;
 mod input;
 mod json;
+mod logprobs;
 mod machine;
 mod model;
 mod models;

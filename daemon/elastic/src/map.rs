@@ -21,6 +21,10 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use crate::error::{Error, Result};
 use crate::fault;
 
+/// Bytes that are read ahead with one call. Linux reads no more than the disk's `read_ahead_kb` or its
+/// largest transfer, whichever is more, and silently drops the rest of what it is asked for.
+const AHEAD: usize = 128 << 10;
+
 /// A mapped file.
 pub struct Mapping {
     path: PathBuf,
@@ -107,12 +111,16 @@ impl Mapping {
         }
     }
 
-    /// Has the system read these ranges ahead, without waiting for it.
-    pub fn read_ahead(&self, ranges: &[Range<usize>]) {
+    /// Has the system read these ranges ahead, for as long as `go_on` says so. Returns before all of it
+    /// is there, but a slow disk makes it wait.
+    pub fn read_ahead(&self, ranges: &[Range<usize>], go_on: &dyn Fn() -> bool) {
         for range in ranges {
             let end = range.end.min(self.map.len());
-            if range.start < end {
-                let _ = self.map.advise_range(Advice::WillNeed, range.start, end - range.start);
+            for start in (range.start..end).step_by(AHEAD) {
+                if !go_on() {
+                    return;
+                }
+                let _ = self.map.advise_range(Advice::WillNeed, start, AHEAD.min(end - start));
             }
         }
     }

@@ -44,33 +44,19 @@ impl Model {
         Ok(Resident { layers, embedding, ple, rest: all.saturating_sub(layers + embedding + ple) })
     }
 
-    /// Lets the system take back what this size does not read.
-    pub fn give_back(&self, slice: &Slice) {
-        self.map().give_back(&self.outside(slice));
+    /// Lets the system take back what none of these sizes reads.
+    pub fn give_back(&self, slices: &[&Slice]) {
+        let outside = slices.iter().map(|slice| self.outside(slice));
+        let common = outside.reduce(|a, b| without(&a, &without(&a, &b)));
+        self.map().give_back(&common.unwrap_or_default());
     }
 
-    /// Has the system read what `to` needs and `from` does not.
-    pub fn read_ahead(&self, from: &Slice, to: &Slice) {
-        let needed = self.outside(from);
-        let unneeded = self.outside(to);
-        let missing = needed.into_iter().filter(|range| !unneeded.contains(range));
-        self.map().read_ahead(&missing.collect::<Vec<_>>());
-    }
-
-    /// Has the system read everything that this size needs for every token.
-    pub fn read_ahead_all(&self, slice: &Slice) {
-        let outside = self.outside(slice);
-        let mut start = 0;
-        let mut needed = Vec::new();
-        let ple = range(&self.weights.ple_table);
-        let mut unneeded: Vec<_> = outside.into_iter().chain([ple]).collect();
-        unneeded.sort_unstable_by_key(|range| range.start);
-        for range in unneeded {
-            needed.push(start..range.start);
-            start = range.end;
-        }
-        needed.push(start..self.map().bytes().len());
-        self.map().read_ahead(&needed);
+    /// Everything that this size needs for every token.
+    #[must_use]
+    pub fn needed(&self, slice: &Slice) -> Vec<Range<usize>> {
+        let mut unneeded = self.outside(slice);
+        unneeded.push(range(&self.weights.ple_table));
+        without(std::slice::from_ref(&(0..self.map().bytes().len())), &joined(unneeded))
     }
 
     /// The parts of the file that this size does not read. Rows of down are cut in the middle, and
@@ -121,4 +107,38 @@ fn joined(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
         }
     }
     joined
+}
+
+/// The parts of some ranges that lie in none of the others, both in order and apart.
+fn without(ranges: &[Range<usize>], others: &[Range<usize>]) -> Vec<Range<usize>> {
+    let mut left = Vec::new();
+    for range in ranges {
+        let mut start = range.start;
+        for other in others {
+            if other.start < range.end && start < other.end {
+                left.push(start..other.start);
+                start = other.end;
+            }
+        }
+        left.push(start..range.end);
+    }
+    left.retain(|range| range.start < range.end);
+    left
+}
+
+#[cfg(test)]
+#[test]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges, some of one")]
+fn what_is_left_of_ranges() {
+    let cases: [[&[Range<usize>]; 3]; 6] = [
+        [&[0..10], &[], &[0..10]],
+        [&[0..10], &[0..10], &[]],
+        [&[0..10], &[2..3, 5..7], &[0..2, 3..5, 7..10]],
+        [&[5..10, 20..30], &[0..6, 9..21, 40..50], &[6..9, 21..30]],
+        [&[5..6, 8..9], &[0..100], &[]],
+        [&[5..6], &[0..5, 6..7], &[5..6]],
+    ];
+    for [ranges, others, left] in cases {
+        assert_eq!(without(ranges, others), left, "{ranges:?} without {others:?}");
+    }
 }

@@ -90,6 +90,19 @@ fn exact(w: &Matrix<'_>, x: &Input) -> Vec<(f64, f64)> {
     out
 }
 
+/// What runs on this CPU is in the log, and is what was expected where the caller says it
+/// (`NESTD_TEST_KERNELS`, the slowest first, between commas): tests/aarch64.sh does.
+#[test]
+fn the_kernels_of_this_cpu() {
+    let names: Vec<&str> = Kernels::all().iter().map(|kernels| kernels.name()).collect();
+    let names = names.join(",");
+    println!("kernels: {names}");
+    if let Ok(expected) = std::env::var("NESTD_TEST_KERNELS") {
+        assert_eq!(names, expected);
+    }
+    assert_eq!(names.rsplit(',').next(), Some(Kernels::best().name()));
+}
+
 #[test]
 fn products_of_every_kind_and_shape() {
     let mut random = Random(1);

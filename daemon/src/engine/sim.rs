@@ -113,9 +113,13 @@ impl Engine for Sim {
 
     fn start(&mut self, job: Job) {
         let request = &job.request;
-        if request.json_schema.is_some() {
+        let beyond = [
+            (request.json_schema.is_some(), "json_schema"),
+            (request.top_logprobs.is_some(), "top_logprobs"),
+        ];
+        if let Some((_, option)) = beyond.into_iter().find(|(asked, _)| *asked) {
             let Job { sink, .. } = job;
-            return sink.fail(Error::unsupported("json_schema", "the simulator repeats its input"));
+            return sink.fail(Error::unsupported(option, "the simulator repeats its input"));
         }
         let mut said = prompt(&request.messages);
         let prompt_tokens = count(said.len());

@@ -23,7 +23,7 @@ pub enum Event {
         total_tokens: u32,
     },
     /// A piece of the answer.
-    Text(String),
+    Text(Text),
     /// The answer goes on at another MatFormer size.
     SizeChanged {
         /// The size before.
@@ -37,6 +37,54 @@ pub enum Event {
     Finished(Finished),
     /// The end of one that did.
     Failed(Error),
+}
+
+/// A piece of an answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Text {
+    /// What follows the text before; may be empty.
+    pub delta: String,
+    /// The tokens drawn since the piece before, where the request asked for them.
+    pub logprobs: Vec<TokenLogprobs>,
+}
+
+impl Text {
+    /// Memory that it takes, more or less.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let of = |one: &Logprob| size_of::<Logprob>() + one.text.len();
+        let token = |one: &TokenLogprobs| {
+            size_of::<Vec<Logprob>>() + of(&one.token) + one.top.iter().map(of).sum::<usize>()
+        };
+        self.delta.len() + self.logprobs.iter().map(token).sum::<usize>()
+    }
+
+    /// Joins the next piece to it.
+    pub fn append(&mut self, mut next: Self) {
+        self.delta.push_str(&next.delta);
+        self.logprobs.append(&mut next.logprobs);
+    }
+}
+
+/// How likely a token of an answer was, as the model computed it: over all tokens, at temperature 1,
+/// before anything changed it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// The one that was drawn.
+    pub token: Logprob,
+    /// The likeliest, the likeliest first.
+    pub top: Vec<Logprob>,
+}
+
+/// A token and its probability.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprob {
+    /// Its number in the vocabulary.
+    pub id: u32,
+    /// What it reads; U+FFFD for a part of a character, its name for a control token.
+    pub text: String,
+    /// The natural logarithm of its probability.
+    pub logprob: f64,
 }
 
 /// How a request ended, and what it took.

@@ -125,6 +125,8 @@ pub struct GenerateRequest {
     pub stopping: Stopping,
     /// A JSON Schema, as JSON, that the answer follows.
     pub json_schema: Option<String>,
+    /// Whether to tell how likely the answer's tokens were, and how many of the likeliest with each.
+    pub top_logprobs: Option<u32>,
     /// How urgent it is.
     pub priority: Priority,
     /// The session that it goes on with; empty: none. Its transcript comes before `messages`, which may
@@ -155,6 +157,8 @@ const STOP_STRINGS: usize = 8;
 const STOP_BYTES: usize = 256;
 /// A JSON Schema has this many bytes at most.
 const SCHEMA_BYTES: usize = 64 << 10;
+/// `GenerateRequest::top_logprobs` at most.
+const TOP_LOGPROBS: u32 = 20;
 /// Messages in one conversation: beyond any use, and a bound for templates.
 const MESSAGES: usize = 1024;
 
@@ -174,6 +178,10 @@ impl GenerateRequest {
         check_turns(before, &self.messages, limits)?;
         self.sampling.check()?;
         self.stopping.check(limits)?;
+        if let Some(top) = self.top_logprobs.filter(|top| *top > TOP_LOGPROBS) {
+            let problem = format!("{top} is not within 0 and {TOP_LOGPROBS}");
+            return Err(Error::invalid("top_logprobs", problem));
+        }
         self.json_schema.as_deref().map_or(Ok(()), check_schema)
     }
 }
@@ -372,6 +380,8 @@ mod tests {
             let error = request.check(&[], &LIMITS).unwrap_err().to_string();
             assert!(error.starts_with("json_schema: "), "{error}");
         }
+        assert_eq!(field(|r| r.top_logprobs = Some(21)), "top_logprobs");
+        assert_eq!(field(|r| r.top_logprobs = Some(u32::MAX)), "top_logprobs");
         assert_eq!(field(|r| r.stopping.max_tokens = 101), "stopping.max_tokens");
         assert_eq!(field(|r| r.stopping.stop = vec!["x".into(); 9]), "stopping.stop");
         assert_eq!(

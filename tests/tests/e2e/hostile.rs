@@ -71,7 +71,7 @@ impl Decoder for Raw {
 fn malformed(random: &mut StdRng) -> Vec<u8> {
     let mut request = ask("hello");
     let long = |random: &mut StdRng| "\u{0}ä\u{10FFFF}".repeat(random.random_range(0..2000));
-    match random.random_range(0..9) {
+    match random.random_range(0..10) {
         0 => request.messages[0].role = random.random_range(4..i32::MAX),
         1 => request.messages[0].role = random.random_range(i32::MIN..=0),
         2 => request.messages[0].parts.push(v1::Part { kind: None }),
@@ -90,6 +90,7 @@ fn malformed(random: &mut StdRng) -> Vec<u8> {
             let max_tokens = random.random_range(100_000..u32::MAX);
             request.stopping = Some(v1::Stopping { max_tokens, ..Default::default() });
         }
+        8 => request.top_logprobs = Some(random.random_range(21..u32::MAX)),
         _ => {
             let mut bytes = vec![0; random.random_range(1..200)];
             random.fill(&mut bytes[..]);

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod ahead;
 mod answers;
 mod cancel;
 mod contract;
@@ -9,6 +10,7 @@ mod elastic;
 mod errors;
 mod governor;
 mod hostile;
+mod logprobs;
 #[cfg(feature = "mistralrs")]
 mod mistralrs;
 mod models;
@@ -17,3 +19,5 @@ mod process;
 mod readers;
 mod sessions;
 mod system_bus;
+#[path = "../../../daemon/elastic/tests/model/watched.rs"]
+mod watched;

@@ -70,6 +70,32 @@ fn json_is_the_same_on_both() {
     assert_eq!(told[0].0["active_size"], "large");
 }
 
+#[tokio::test]
+async fn ask_shows_how_likely_the_tokens_were() {
+    let (_folder, _, daemon, _) = crate::elastic::demo().await;
+    for transport in TRANSPORTS {
+        let ask = ["--logprobs", "3", "--temperature", "0", "What is the capital of France?"];
+        let output = run(nestctl(&daemon, transport).arg("ask").args(ask));
+        assert!(output.status.success(), "{output:?}");
+        let told = stdout(&output);
+        let (answer, table) = told.split_once("\n\n").unwrap();
+        assert_eq!(answer, "The capital of France is Paris.");
+        let lines: Vec<&str> = table.lines().collect();
+        assert!(lines[0].starts_with("token") && lines[1].starts_with("\"The\""), "{table}");
+        assert!(lines[1].contains(" % ") && lines[1].matches(',').count() == 1, "{table}");
+        assert!(lines.last().unwrap().starts_with("\"<end_of_turn>\""), "{table}");
+        let output = run(nestctl(&daemon, transport).args(["--json", "ask"]).args(ask));
+        let lines = stdout(&output);
+        let texts = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let tokens = texts.filter_map(|line| line["text"]["logprobs"].as_array().cloned());
+        let tokens: Vec<Value> = tokens.flatten().collect();
+        assert!(tokens[0]["token"]["logprob"].as_f64().unwrap() > -0.1, "{lines}");
+        assert_eq!(tokens[0]["top"].as_array().unwrap().len(), 3, "{lines}");
+        let output = run(nestctl(&daemon, transport).args(["ask", "--logprobs", "21", "hello"]));
+        assert_eq!(output.status.code(), Some(4), "{output:?}");
+    }
+}
+
 #[test]
 fn the_size_is_switched_by_name() {
     let daemon = Builder::sim().start();

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, HashMap};
 use nestd_proto::{
     dbus::ERROR_PREFIX,
     v1::{
-        self, ErrorReason, FinishReason, Finished, GenerateRequest, Limits, Loading, Message,
-        Model, Part, Prefill, Priority, Queued, Role, Size, SizeChanged, State, StatusReport, Text,
-        Timings, Usage, generate_event::Event, part::Kind,
+        self, ErrorReason, FinishReason, Finished, GenerateRequest, Limits, Loading, Logprob,
+        Message, Model, Part, Prefill, Priority, Queued, Role, Size, SizeChanged, State,
+        StatusReport, Text, Timings, TokenLogprobs, Usage, generate_event::Event, part::Kind,
     },
 };
 use zbus::{DeserializeDict, OwnedVariant, SerializeDict, Type, Variant, names::MemberName};
@@ -163,6 +163,7 @@ pub struct Options {
     priority: Option<String>,
     tools: Option<Vec<(String, String, String)>>,
     json_schema: Option<String>,
+    top_logprobs: Option<u32>,
     handle_token: String,
 }
 
@@ -193,6 +194,7 @@ impl Options {
             priority: urgency(request.priority),
             tools: some(tools.collect()),
             json_schema: some(request.json_schema),
+            top_logprobs: request.top_logprobs,
             handle_token,
         })
     }
@@ -350,6 +352,13 @@ impl TryFrom<Outcome> for Finished {
     }
 }
 
+/// A token: its number, its text, the logarithm of its probability.
+type Token = (u32, String, f64);
+
+fn logprob((id, text, logprob): Token) -> Logprob {
+    Logprob { id, text, logprob }
+}
+
 /// The event that a signal of `org.nestd.Request1` is. `None` for one that a later version brings.
 pub fn event(signal: &zbus::Message) -> Result<Option<Event>, Error> {
     let header = signal.header();
@@ -361,7 +370,15 @@ pub fn event(signal: &zbus::Message) -> Result<Option<Event>, Error> {
             let (done_tokens, total_tokens) = body.deserialize()?;
             Event::Prefill(Prefill { done_tokens, total_tokens })
         }
-        "Text" => Event::Text(Text { delta: body.deserialize()? }),
+        "Text" => Event::Text(Text { delta: body.deserialize()?, logprobs: vec![] }),
+        "TextLogprobs" => {
+            let (delta, logprobs): (_, Vec<(Token, Vec<Token>)>) = body.deserialize()?;
+            let drawn = |(token, top): (Token, Vec<Token>)| TokenLogprobs {
+                token: Some(logprob(token)),
+                top: top.into_iter().map(logprob).collect(),
+            };
+            Event::Text(Text { delta, logprobs: logprobs.into_iter().map(drawn).collect() })
+        }
         "SizeChanged" => {
             let (from, to, reason) = body.deserialize()?;
             Event::SizeChanged(SizeChanged { from, to, reason })

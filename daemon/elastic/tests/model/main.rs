@@ -9,7 +9,9 @@
     clippy::cast_possible_wrap
 )]
 
+mod ahead;
 mod demo;
 mod greedy;
 mod hostile;
 mod parity;
+mod watched;

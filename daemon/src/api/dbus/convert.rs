@@ -10,8 +10,8 @@ use crate::api::later;
 use crate::governor::Wish;
 use crate::service::{Listed, Report};
 use crate::types::{
-    EngineKind, Error, FinishReason, Finished, Message, Part, Priority, Role, Sampling,
-    SessionInfo, SessionOptions, State, Status, Stopping,
+    EngineKind, Error, FinishReason, Finished, Logprob, Message, Part, Priority, Role, Sampling,
+    SessionInfo, SessionOptions, State, Status, Stopping, TokenLogprobs,
 };
 
 /// A conversation: `a(sa(sv))`.
@@ -66,6 +66,7 @@ pub(super) struct Decoded {
     pub(super) sampling: Sampling,
     pub(super) stopping: Stopping,
     pub(super) json_schema: Option<String>,
+    pub(super) top_logprobs: Option<u32>,
     pub(super) priority: Priority,
     pub(super) session: String,
     pub(super) handle_token: Option<String>,
@@ -73,7 +74,8 @@ pub(super) struct Decoded {
 
 pub(super) fn options(options: Options) -> Result<Decoded, Error> {
     let mut decoded = Decoded::default();
-    let Decoded { sampling, stopping, json_schema, priority, session, handle_token } = &mut decoded;
+    let Decoded { sampling, stopping, json_schema, top_logprobs, priority, session, handle_token } =
+        &mut decoded;
     for (key, value) in options {
         match key.as_str() {
             "temperature" => sampling.temperature = Some(take(&key, value)?),
@@ -88,6 +90,7 @@ pub(super) fn options(options: Options) -> Result<Decoded, Error> {
             "stop" => stopping.stop = take(&key, value)?,
             "deadline_ms" => stopping.deadline_ms = take(&key, value)?,
             "json_schema" => *json_schema = Some(take(&key, value)?),
+            "top_logprobs" => *top_logprobs = Some(take(&key, value)?),
             "handle_token" => *handle_token = Some(take(&key, value)?),
             "priority" => *priority = urgency(&take::<String>(&key, value)?)?,
             "session" => *session = take(&key, value)?,
@@ -192,6 +195,15 @@ fn array(items: &[String]) -> OwnedVariant {
 /// A value without file descriptors, the one thing that cannot be copied.
 fn owned(value: Variant<'_>) -> OwnedVariant {
     OwnedVariant::try_from(value).unwrap_or_else(|_| string(""))
+}
+
+/// A token: its number, its text, the logarithm of its probability.
+pub(super) type Token = (u32, String, f64);
+
+/// `a((usd)a(usd))`: the tokens of an answer, each with the likeliest in its place.
+pub(super) fn logprobs(drawn: &[TokenLogprobs]) -> Vec<(Token, Vec<Token>)> {
+    let token = |one: &Logprob| (one.id, clean(&one.text).into_owned(), one.logprob);
+    drawn.iter().map(|one| (token(&one.token), one.top.iter().map(token).collect())).collect()
 }
 
 pub(super) fn finished(end: &Finished) -> Dict {

@@ -13,7 +13,7 @@ use super::pipe::Pipe;
 use super::request::{self, NewRequest};
 use super::session;
 use crate::api::Core;
-use crate::types::GenerateRequest;
+use crate::types::{Error, GenerateRequest};
 
 /// The object at `/org/nestd/Nestd1`.
 pub(super) struct Manager {
@@ -170,10 +170,15 @@ impl Manager {
         connection: &Connection,
     ) -> Result<NewRequest, Failure> {
         let options = convert::options(options)?;
+        if pipe.is_some() && options.top_logprobs.is_some() {
+            let why = "GenerateToFd passes text only; Generate tells them";
+            return Err(Error::unsupported("top_logprobs", why).into());
+        }
         let request = GenerateRequest {
             messages: convert::messages(messages)?,
             sampling: options.sampling,
             json_schema: options.json_schema,
+            top_logprobs: options.top_logprobs,
             priority: options.priority,
             stopping: options.stopping,
             session: options.session,

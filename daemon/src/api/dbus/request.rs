@@ -13,7 +13,7 @@ use zbus::names::{BusName, UniqueName};
 use zbus::object_server::{ResponseDispatchNotifier, SignalEmitter};
 use zbus::{Connection, OwnedObjectPath, interface};
 
-use super::convert::{self, Dict};
+use super::convert::{self, Dict, Token};
 use super::error::{self, Failure};
 use super::handles::Handle;
 use super::pipe::Pipe;
@@ -79,6 +79,13 @@ impl Request {
 
     #[zbus(signal)]
     async fn text(emitter: &SignalEmitter<'_>, delta: &str) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    async fn text_logprobs(
+        emitter: &SignalEmitter<'_>,
+        delta: &str,
+        logprobs: Vec<(Token, Vec<Token>)>,
+    ) -> zbus::Result<()>;
 
     #[zbus(signal)]
     async fn size_changed(
@@ -201,15 +208,21 @@ async fn forward(
             Event::SizeChanged { from, to, reason } => {
                 Request::size_changed(emitter, &from, &to, &reason).await?;
             }
-            Event::Text(delta) => match &mut pipe {
+            Event::Text(text) => match &mut pipe {
                 None => {
                     // What comes meanwhile is joined in the buffer.
                     let next = Instant::now() + COALESCE;
-                    Request::text(emitter, &convert::clean(&delta)).await?;
+                    let delta = convert::clean(&text.delta);
+                    if text.logprobs.is_empty() {
+                        Request::text(emitter, &delta).await?;
+                    } else {
+                        let logprobs = convert::logprobs(&text.logprobs);
+                        Request::text_logprobs(emitter, &delta, logprobs).await?;
+                    }
                     sleep_until(next).await;
                 }
                 Some(open) => {
-                    if let Err(error) = open.write(&delta).await {
+                    if let Err(error) = open.write(&text.delta).await {
                         tracing::debug!(request = events.id(), %error, "the pipe's reader is gone");
                         events.stopper().cancel();
                     }

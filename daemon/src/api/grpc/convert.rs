@@ -6,8 +6,8 @@ use nestd_proto::v1;
 use crate::api::later;
 use crate::service::{Listed, Report};
 use crate::types::{
-    Error, Event, FinishReason, Finished, GenerateRequest, Message, Part, Priority, Role, Sampling,
-    SessionInfo, SessionOptions, State, Stopping,
+    Error, Event, FinishReason, Finished, GenerateRequest, Logprob, Message, Part, Priority, Role,
+    Sampling, SessionInfo, SessionOptions, State, Stopping, Text,
 };
 
 pub(super) fn request(request: v1::GenerateRequest) -> Result<GenerateRequest, Error> {
@@ -34,6 +34,7 @@ pub(super) fn request(request: v1::GenerateRequest) -> Result<GenerateRequest, E
             deadline_ms: stopping.deadline_ms,
         },
         priority: priority(request.priority)?,
+        top_logprobs: request.top_logprobs,
         json_schema: Some(request.json_schema).filter(|schema| !schema.is_empty()),
         session: request.session,
         prewarm: false,
@@ -118,13 +119,22 @@ pub(super) fn event(event: Event) -> Result<v1::generate_event::Event, Error> {
         Event::Prefill { done_tokens, total_tokens } => {
             Out::Prefill(v1::Prefill { done_tokens, total_tokens })
         }
-        Event::Text(delta) => Out::Text(v1::Text { delta }),
+        Event::Text(text) => Out::Text(piece(text)),
         Event::SizeChanged { from, to, reason } => {
             Out::SizeChanged(v1::SizeChanged { from, to, reason })
         }
         Event::Finished(end) => Out::Finished(finished(end)),
         Event::Failed(error) => return Err(error),
     })
+}
+
+fn piece(text: Text) -> v1::Text {
+    let one = |Logprob { id, text, logprob }| v1::Logprob { id, text, logprob };
+    let logprobs = text.logprobs.into_iter().map(|drawn| v1::TokenLogprobs {
+        token: Some(one(drawn.token)),
+        top: drawn.top.into_iter().map(one).collect(),
+    });
+    v1::Text { delta: text.delta, logprobs: logprobs.collect() }
 }
 
 fn finished(end: Finished) -> v1::Finished {

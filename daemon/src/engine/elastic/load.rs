@@ -19,6 +19,7 @@ use nestd_elastic::text::template::{Template, Turn};
 use nestd_elastic::text::tokenizer::Tokenizer;
 
 use super::super::{Constraints, Plan};
+use super::pages::Pages;
 use super::prefix::Prefixes;
 use super::{Elastic, count};
 use crate::types::{EngineKind, Error, Loaded, Message, ModelInfo, Role, SizeInfo};
@@ -175,11 +176,12 @@ impl Elastic {
             threads = runner.threads(),
             "mapped"
         );
+        let model = Arc::new(model);
         // The first request need not wait for the disk.
-        model.read_ahead_all(&slice);
+        let pages = Pages::new(&model, &slice);
         Ok(Self {
             loaded,
-            model: Arc::new(model),
+            model,
             text: Arc::new(Text::new(chat)),
             runner,
             rungs,
@@ -191,7 +193,7 @@ impl Elastic {
             steps: 0,
             constraints: Constraints::default(),
             running: Vec::new(),
-            switched: None,
+            pages,
         })
     }
 }

@@ -6,16 +6,17 @@
 //! ends within a token or a chunk, an interactive one begins with the next step, and a change of the size
 //! takes effect there too: the KV caches serve all sizes.
 //!
-//! What takes longer than a step has a thread of its own: reading a JSON Schema, and giving memory back
-//! after a change of the size.
+//! What takes longer than a step has a thread of its own: reading a JSON Schema, reading weights ahead, and
+//! giving memory back after a change of the size.
 
 mod load;
+mod pages;
 mod prefix;
 mod request;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nestd_elastic::forward::{Logits, Part, Runner};
 use nestd_elastic::kv::{SLACK, Shape, Store};
@@ -26,6 +27,7 @@ use nestd_elastic::text::constrain::Constraint;
 pub use load::{Settings, inspect};
 
 use self::load::{Rung, Text};
+use self::pages::Pages;
 use self::prefix::Prefixes;
 use self::request::{Outcome, Running, Start};
 use super::{Constraints, Engine, Job, Step};
@@ -34,9 +36,6 @@ use crate::types::{Error, GenerateRequest, Loaded, Message, Priority};
 /// Prompt tokens in a step when nobody else waits for a token, and when somebody does.
 const CHUNK: usize = SLACK;
 const SHARED_CHUNK: usize = 32;
-/// How long a size is in use before the memory of what it does not read is given back: bringing it in
-/// again costs more than keeping it for a moment.
-const SETTLED: Duration = Duration::from_secs(2);
 /// While an interactive request runs, background ones take part in one step of so many: they end some day.
 const BACKGROUND_STEP: u32 = 16;
 /// Threads that read schemas: as many as requests may run, and some of requests that were cancelled.
@@ -63,8 +62,7 @@ pub struct Elastic {
     /// Steps so far.
     steps: u32,
     constraints: Constraints,
-    /// When the size was changed, until its memory was given back.
-    switched: Option<Instant>,
+    pages: Pages,
 }
 
 struct Compiling {
@@ -111,7 +109,7 @@ impl Engine for Elastic {
             let error = Error::ModelInvalid { model, problem };
             self.running.drain(..).for_each(|running| running.fail(error.clone()));
         }
-        let tidy = self.tidy();
+        let tidy = self.pages.tidy(&self.slice);
         if !self.running.is_empty() {
             return Step::Ready;
         }
@@ -121,9 +119,8 @@ impl Engine for Elastic {
 
     fn switch(&mut self, size: &str, reason: &str) -> Option<()> {
         let rung = self.rungs.iter().find(|rung| rung.name == size)?;
-        self.model.read_ahead(&self.slice, &rung.slice);
+        self.pages.switch(&rung.slice);
         self.slice = rung.slice.clone();
-        self.switched = Some(Instant::now());
         let from = std::mem::replace(&mut self.loaded.size, size.to_owned());
         let compiling = self.compiling.iter().map(|compiling| &compiling.job.sink);
         for sink in self.running.iter().map(Running::sink).chain(compiling) {
@@ -134,7 +131,7 @@ impl Engine for Elastic {
 
     fn prepare(&mut self, size: &str) {
         if let Some(rung) = self.rungs.iter().find(|rung| rung.name == size) {
-            self.model.read_ahead(&self.slice, &rung.slice);
+            self.pages.prepare(&rung.slice);
         }
     }
 
@@ -284,22 +281,6 @@ impl Elastic {
             _ => Vec::new(),
         };
         self.running.iter().enumerate().map(tokens).collect()
-    }
-
-    /// Gives memory back that the size in use does not read, once it has been in use for a while. Tells
-    /// when that is due.
-    fn tidy(&mut self) -> Option<Duration> {
-        let left = SETTLED.saturating_sub(self.switched?.elapsed());
-        if left > Duration::ZERO {
-            return Some(left);
-        }
-        self.switched = None;
-        let (model, slice) = (Arc::clone(&self.model), self.slice.clone());
-        let tidy = std::thread::Builder::new().name("nestd-tidy".into());
-        if let Err(error) = tidy.spawn(move || model.give_back(&slice)) {
-            tracing::warn!(%error, "memory outside the size in use is not given back");
-        }
-        None
     }
 }
 

@@ -6,7 +6,7 @@ use std::hash::BuildHasher as _;
 use nestd_elastic::kv::Sequence;
 use nestd_elastic::text::constrain::Constraint;
 use nestd_elastic::text::penalty::{Penalties, Seen};
-use nestd_elastic::text::sample::{Draw, greedy};
+use nestd_elastic::text::sample::{Draw, greedy, logprobs};
 use nestd_elastic::text::stop::Stops;
 use nestd_elastic::text::tokenizer::Decoder;
 
@@ -14,7 +14,7 @@ use super::super::Job;
 use super::count;
 use super::load::Text;
 use crate::stream::Sink;
-use crate::types::{Error, FinishReason, Priority, Sampling};
+use crate::types::{Error, FinishReason, Logprob, Priority, Sampling, TokenLogprobs};
 
 /// What a request begins with.
 pub struct Start {
@@ -164,6 +164,8 @@ impl Running {
             let all = count(self.prompt.len());
             self.sink().prefill(all, all, count(self.cached));
         }
+        // What the model thinks, before anything is taken from it.
+        let thought = self.job.request.top_logprobs.map(|top| (logits.to_vec(), top));
         self.penalties.apply(logits, &self.seen);
         if let Some(constraint) = &mut self.constraint {
             match constraint.allowed() {
@@ -181,14 +183,16 @@ impl Running {
         if let Some(Err(error)) = self.constraint.as_mut().map(|c| c.accept(token)) {
             return Outcome::Unfit(error.to_string());
         }
+        let told: Vec<_> =
+            thought.and_then(|(logits, top)| told(&logits, token, top, text)).into_iter().collect();
         self.seen.push(token);
         self.answer.push(token);
         if text.tokenizer.ends(token) {
-            self.sink().text("", 1);
+            self.sink().text_with("", 1, told);
             return Outcome::Ended(FinishReason::Stop);
         }
         let passed = self.stops.push(&self.decoder.push(&text.tokenizer, token));
-        self.sink().text(&passed.text, 1);
+        self.sink().text_with(&passed.text, 1, told);
         if passed.stopped {
             // What is held back after a stop string is no part of the answer.
             self.decoder = Decoder::default();
@@ -220,6 +224,18 @@ impl Running {
     pub fn fail(self, error: Error) {
         self.job.sink.fail(error);
     }
+}
+
+/// How likely a token was, and the `top` likeliest.
+fn told(logits: &[f32], token: u32, top: u32, text: &Text) -> Option<TokenLogprobs> {
+    let likely = logprobs(logits, token as usize, top as usize)?;
+    let one = |id: u32, logprob: f32| Logprob {
+        id,
+        text: text.tokenizer.shown(id),
+        logprob: logprob.into(),
+    };
+    let top = likely.top.iter().map(|(id, logprob)| one(*id, *logprob));
+    Some(TokenLogprobs { token: one(token, likely.chosen), top: top.collect() })
 }
 
 /// How to draw, the model's own defaults where the request does not say. None is greedy.

@@ -202,6 +202,11 @@ async fn answer(
             "the engine mistralrs keeps no KV cache; the engine elastic, on a GGUF file, does";
         return Err(Error::unsupported("prewarming", why));
     }
+    if request.top_logprobs.is_some() {
+        let why =
+            "the engine mistralrs does not tell them; the engine elastic, on a GGUF file, does";
+        return Err(Error::unsupported("top_logprobs", why));
+    }
     let max_tokens = request.stopping.max_tokens;
     let prompt = {
         let (shared, messages) = (Arc::clone(shared), request.messages.clone());

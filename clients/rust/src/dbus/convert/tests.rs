@@ -64,6 +64,7 @@ fn options_hold_what_was_set_and_no_more() {
         }),
         stopping: Some(Stopping { max_tokens: 5, stop: vec!["\n".into()], deadline_ms: 900 }),
         tools: vec![Tool::default()],
+        top_logprobs: Some(0),
         ..ask("?")
     };
     let sent = on_the_bus(&Options::new(request, "c1".into()).unwrap());
@@ -78,6 +79,7 @@ fn options_hold_what_was_set_and_no_more() {
             ("max_tokens", 5_u32.into()),
             ("stop", vec!["\n"].into()),
             ("deadline_ms", 900_u64.into()),
+            ("top_logprobs", 0_u32.into()),
             ("tools", tools.into()),
             ("handle_token", "c1".into()),
         ])
@@ -101,7 +103,16 @@ fn signals_are_the_events_of_grpc() {
     );
     assert_eq!(
         read("Text", &|name| signal(name, &"Hi")),
-        Some(Event::Text(Text { delta: "Hi".into() }))
+        Some(Event::Text(Text { delta: "Hi".into(), logprobs: vec![] }))
+    );
+    let token = |id: u32| (id, "Hi".to_owned(), -0.5);
+    let logprob = |id| Logprob { id, text: "Hi".into(), logprob: -0.5 };
+    let drawn = TokenLogprobs { token: Some(logprob(1)), top: vec![logprob(2), logprob(1)] };
+    assert_eq!(
+        read("TextLogprobs", &|name| {
+            signal(name, &("Hi", vec![(token(1), vec![token(2), token(1)])]))
+        }),
+        Some(Event::Text(Text { delta: "Hi".into(), logprobs: vec![drawn] }))
     );
     assert_eq!(
         read("SizeChanged", &|name| signal(name, &("large", "small", "memory"))),

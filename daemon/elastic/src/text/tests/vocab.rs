@@ -50,6 +50,35 @@ fn whole_tokens_are_found_first_and_the_longest() {
     assert_eq!(vocab.control("<eos"), None);
 }
 
+/// The tokens are `SentencePiece`'s own (0.2, `tests/reference/tokenizer.py --spaces`).
+#[test]
+fn a_literal_space_mark_and_a_space_are_one_run() {
+    let runs: Vec<String> = (2..8).map(|len| " ".repeat(len)).collect();
+    let runs: Vec<&str> = runs.iter().map(String::as_str).collect();
+    let normal = ["th", "the", "\u{2581}the", "\u{2581}", "t", "h", "e", "a", "b"];
+    let vocab = tokenizer(&runs, &normal);
+    for (text, pieces) in [
+        ("▁▁", "▁▁"),
+        ("  ", "▁▁"),
+        ("▁ ▁", "▁▁▁"),
+        ("▁▁ ", "▁▁▁"),
+        (" ▁▁", "▁▁▁"),
+        ("▁▁ ▁▁", "▁▁▁▁▁"),
+        ("  ▁▁", "▁▁▁▁"),
+        ("▁▁  ", "▁▁▁▁"),
+        ("a▁▁b", "a|▁▁|b"),
+        ("a ▁▁b", "a|▁▁▁|b"),
+        ("▁ the", "▁▁|the"),
+        (" ▁the", "▁▁|the"),
+        ("▁▁ the", "▁▁▁|the"),
+        ("▁▁▁▁▁▁▁ the", "▁▁▁▁▁▁▁|▁the"),
+    ] {
+        let tokens = vocab.encode(text, Text);
+        let got = tokens.iter().map(|id| str::from_utf8(vocab.piece(*id)).unwrap());
+        assert_eq!(got.collect::<Vec<_>>().join("|"), pieces, "{text:?}");
+    }
+}
+
 #[test]
 fn bytes_and_unused_pieces_are_never_read_from_text() {
     let mut entries = entries(&[], &["<", "0", "x"]);
