@@ -18,13 +18,25 @@ use std::time::{Duration, Instant};
 use futures::Stream;
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::Recorder;
 use crate::types::{Error, Event, FinishReason, Finished, Timings, Usage};
 
 /// Makes the two ends of request `id`, with room for `buffer_bytes` of unread text.
 #[must_use]
 pub fn channel(id: u64, buffer_bytes: usize) -> (Sink, Events) {
+    ends(id, buffer_bytes, None)
+}
+
+/// The same for a request that is counted.
+#[must_use]
+pub fn recorded(id: u64, buffer_bytes: usize, recorder: Recorder) -> (Sink, Events) {
+    ends(id, buffer_bytes, Some(recorder))
+}
+
+fn ends(id: u64, buffer_bytes: usize, recorder: Option<Recorder>) -> (Sink, Events) {
     let shared = Arc::new(Shared {
         id,
+        recorder,
         buffer_bytes,
         accepted: Instant::now(),
         cancelled: CancellationToken::new(),
@@ -53,6 +65,7 @@ enum Cause {
 
 struct Shared {
     id: u64,
+    recorder: Option<Recorder>,
     buffer_bytes: usize,
     accepted: Instant,
     /// Cancelled once, with the cause in `inner`; the engine watches it.
@@ -101,6 +114,9 @@ impl Shared {
         }
         inner.ended = matches!(event, Event::Finished(_) | Event::Failed(_));
         log_end(self.id, &event);
+        if let Some(recorder) = &self.recorder {
+            recorder.ended(&event);
+        }
         let waiting = inner.events.back_mut();
         match (waiting, event) {
             (Some(Event::Text(text)), Event::Text(delta)) => {
@@ -186,7 +202,15 @@ impl Sink {
     pub fn prefill(&self, done: u32, total: u32, cached: u32) {
         {
             let progress = &mut self.shared.lock().progress;
-            progress.prefill_began.get_or_insert_with(Instant::now);
+            if progress.prefill_began.is_none() {
+                let queued = self.shared.accepted.elapsed();
+                progress.prefill_began = Some(Instant::now());
+                let queue_ms = u64::try_from(queued.as_millis()).unwrap_or(u64::MAX);
+                tracing::debug!(request = self.id(), queue_ms, prompt_tokens = total, "began");
+                if let Some(recorder) = &self.shared.recorder {
+                    recorder.began(queued, total, cached);
+                }
+            }
             progress.usage.prompt_tokens = total;
             progress.usage.cached_tokens = cached;
         }
@@ -201,7 +225,13 @@ impl Sink {
             let now = Instant::now();
             progress.usage.completion_tokens += tokens;
             progress.first_token.get_or_insert(now);
-            progress.last_token = Some(now);
+            let last = progress.last_token.replace(now);
+            if let Some(recorder) = &self.shared.recorder {
+                match last {
+                    None => recorder.first(now - self.shared.accepted, tokens),
+                    Some(last) => recorder.more(now - last, tokens),
+                }
+            }
         }
         if !delta.is_empty() {
             self.shared.push(Event::Text(delta.into()));

@@ -1,8 +1,10 @@
-//! The two APIs, side by side over one service. Each decodes, says who calls, and encodes; neither
+//! The two APIs, side by side over one service, and the metrics. Each decodes, says who calls, and encodes; neither
 //! decides anything.
 
 pub mod dbus;
 pub mod grpc;
+pub mod metrics;
+mod socket;
 
 use std::sync::Arc;
 

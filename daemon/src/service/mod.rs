@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::engine::catalog::Catalog;
 use crate::engine::{Handle, Job, Plan};
+use crate::metrics::Metrics;
 use crate::stream::{self, Events, Sink, Stopper};
 use crate::types::{
     Client, EngineKind, Error, GenerateRequest, Limits, Loaded, Message, Priority, State, Status,
@@ -71,6 +72,7 @@ pub struct Service {
     busy: Arc<watch::Sender<bool>>,
     /// When the last request ended.
     idle_since: Arc<Mutex<Instant>>,
+    metrics: Arc<Metrics>,
 }
 
 /// The daemon's state with its load and limits.
@@ -120,7 +122,14 @@ impl Service {
             chooser: RwLock::default(),
             busy: Arc::new(watch::Sender::new(false)),
             idle_since: Arc::new(Mutex::new(Instant::now())),
+            metrics: Arc::default(),
         })
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     /// Applies new settings; what concerns loading takes effect with the next load.
@@ -179,6 +188,16 @@ impl Service {
     pub fn generate(
         self: &Arc<Self>,
         client: &Client,
+        request: GenerateRequest,
+    ) -> Result<Events, Error> {
+        let priority = request.priority;
+        self.accept(client, request)
+            .inspect_err(|error| self.metrics.refused(Some(priority), error))
+    }
+
+    fn accept(
+        self: &Arc<Self>,
+        client: &Client,
         mut request: GenerateRequest,
     ) -> Result<Events, Error> {
         let settings = self.settings();
@@ -191,7 +210,8 @@ impl Service {
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let ticket = self.queue.enter(id, request.priority)?;
-        let (sink, events) = stream::channel(id, settings.buffer_bytes);
+        let recorder = self.metrics.recorder(request.priority);
+        let (sink, events) = stream::recorded(id, settings.buffer_bytes, recorder);
         let active = Active::enter(self, id, sink.stopper());
         tracing::info!(request = id, %client, messages = request.messages.len(), "accepted");
         tokio::spawn(Arc::clone(self).run(request, sink, ticket, active));

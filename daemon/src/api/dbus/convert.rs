@@ -10,8 +10,7 @@ use crate::api::later;
 use crate::governor::Wish;
 use crate::service::{Listed, Report};
 use crate::types::{
-    EngineKind, Error, FinishReason, Finished, Message, Part, Priority, Role, Sampling, State,
-    Status, Stopping,
+    EngineKind, Error, Finished, Message, Part, Priority, Role, Sampling, State, Status, Stopping,
 };
 
 /// A conversation: `a(sa(sv))`.
@@ -161,14 +160,8 @@ fn owned(value: Variant<'_>) -> OwnedVariant {
 }
 
 pub(super) fn finished(end: &Finished) -> Dict {
-    let reason = match end.reason {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-        FinishReason::Cancelled => "cancelled",
-        FinishReason::Deadline => "deadline",
-    };
     HashMap::from([
-        ("reason", string(reason)),
+        ("reason", string(end.reason.name())),
         ("prompt_tokens", end.usage.prompt_tokens.into()),
         ("cached_tokens", end.usage.cached_tokens.into()),
         ("completion_tokens", end.usage.completion_tokens.into()),

@@ -8,19 +8,16 @@ pub(crate) mod error;
 mod governor;
 mod services;
 
-use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nestd_proto::v1;
-use nix::unistd::{Gid, Group, chown};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport;
 
-use crate::api::Core;
+use crate::api::{Core, socket};
 use services::Api;
 
 /// A request is its text, at most this much over it.
@@ -38,29 +35,7 @@ impl Server {
     /// Binds the socket with its mode and group. A socket that nobody serves is replaced; one that
     /// answers is another daemon's, and an error.
     pub async fn bind(path: &Path, mode: u32, group: &str) -> io::Result<Self> {
-        if UnixStream::connect(path).await.is_ok() {
-            return Err(io::Error::new(
-                io::ErrorKind::AddrInUse,
-                "another daemon serves this socket: stop it, or set grpc.socket",
-            ));
-        }
-        let gid = match group {
-            "" => None,
-            name => Some(group_id(name)?),
-        };
-        // Made under another name and renamed: nobody can connect before mode and group are set.
-        let mut fresh = path.as_os_str().to_owned();
-        fresh.push(format!(".{}", std::process::id()));
-        let fresh = PathBuf::from(fresh);
-        let listener = UnixListener::bind(&fresh)?;
-        let settle = || {
-            std::fs::set_permissions(&fresh, Permissions::from_mode(mode))?;
-            chown(&fresh, None, gid)?;
-            std::fs::rename(&fresh, path)
-        };
-        settle().inspect_err(|_| {
-            let _ = std::fs::remove_file(&fresh);
-        })?;
+        let listener = socket::bind(path, mode, group, "grpc.socket").await?;
         Ok(Self { listener, path: path.to_owned() })
     }
 
@@ -99,15 +74,5 @@ impl Server {
             .await;
         let _ = std::fs::remove_file(&self.path);
         served.map_err(io::Error::other)
-    }
-}
-
-fn group_id(name: &str) -> io::Result<Gid> {
-    match Group::from_name(name)? {
-        Some(group) => Ok(group.gid),
-        None => Err(io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("there is no group {name:?}: create it, or set grpc.socket_group"),
-        )),
     }
 }

@@ -14,6 +14,7 @@ mod prefix;
 mod request;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,7 @@ pub use load::{Settings, inspect};
 use self::load::{Rung, Text};
 use self::prefix::Prefixes;
 use self::request::{Outcome, Running, Start};
-use super::{Constraints, Engine, Job, Step};
+use super::{Constraints, Engine, Job, Probe, Step};
 use crate::types::{Error, GenerateRequest, Loaded, Message, Priority};
 
 /// Prompt tokens in a step when nobody else waits for a token, and when somebody does.
@@ -63,6 +64,8 @@ pub struct Elastic {
     /// Steps so far.
     steps: u32,
     constraints: Constraints,
+    /// What all KV caches take, for those who ask from elsewhere.
+    kv_bytes: Arc<AtomicU64>,
     /// When the size was changed, until its memory was given back.
     switched: Option<Instant>,
 }
@@ -111,6 +114,7 @@ impl Engine for Elastic {
             let error = Error::ModelInvalid { model, problem };
             self.running.drain(..).for_each(|running| running.fail(error.clone()));
         }
+        self.tell_kv();
         let tidy = self.tidy();
         if !self.running.is_empty() {
             return Step::Ready;
@@ -142,7 +146,24 @@ impl Engine for Elastic {
         self.constraints = constraints;
         if !constraints.caches {
             self.prefixes.clear();
+            self.tell_kv();
         }
+    }
+
+    fn probe(&self) -> Option<Probe> {
+        let (model, kv_bytes) = (Arc::downgrade(&self.model), Arc::clone(&self.kv_bytes));
+        Some(Arc::new(move || {
+            let Some(resident) = model.upgrade().and_then(|model| model.resident().ok()) else {
+                return Vec::new();
+            };
+            vec![
+                ("layers", resident.layers),
+                ("embedding", resident.embedding),
+                ("ple", resident.ple),
+                ("rest", resident.rest),
+                ("kv", kv_bytes.load(Ordering::Relaxed)),
+            ]
+        }))
     }
 
     fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error> {
@@ -254,6 +275,11 @@ impl Elastic {
             }
         }
         Ok(())
+    }
+
+    fn tell_kv(&self) {
+        let running: u64 = self.running.iter().map(|running| running.sequence().bytes()).sum();
+        self.kv_bytes.store(running + self.prefixes.bytes(), Ordering::Relaxed);
     }
 
     /// The tokens that each running request gets into the next step.
