@@ -19,7 +19,7 @@ use futures::Stream;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Recorder;
-use crate::types::{Error, Event, FinishReason, Finished, Timings, Usage};
+use crate::types::{Error, Event, FinishReason, Finished, Stage, Timings, Usage};
 
 /// Makes the two ends of request `id`, with room for `buffer_bytes` of unread text.
 #[must_use]
@@ -323,13 +323,43 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Ends a request from outside its engine and its reader.
+/// How far a request is at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Glance {
+    /// What it does.
+    pub stage: Stage,
+    /// Its tokens so far.
+    pub usage: Usage,
+    /// Since it was accepted.
+    pub age: Duration,
+    /// From then to its first token; None until that is there.
+    pub ttft: Option<Duration>,
+}
+
+/// Sees a request, and ends it, from outside its engine and its reader.
 #[derive(Clone)]
 pub struct Stopper {
     shared: Arc<Shared>,
 }
 
 impl Stopper {
+    /// How far the request is.
+    #[must_use]
+    pub fn glance(&self) -> Glance {
+        let accepted = self.shared.accepted;
+        let progress = &self.shared.lock().progress;
+        Glance {
+            stage: match (progress.prefill_began, progress.first_token) {
+                (_, Some(_)) => Stage::Decode,
+                (Some(_), None) => Stage::Prefill,
+                (None, None) => Stage::Queued,
+            },
+            usage: progress.usage,
+            age: accepted.elapsed(),
+            ttft: progress.first_token.map(|first| first - accepted),
+        }
+    }
+
     /// The client asked for the end.
     pub fn cancel(&self) {
         self.shared.cancel(Cause::Client);

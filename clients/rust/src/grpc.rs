@@ -10,9 +10,10 @@ use futures::{Stream, StreamExt, future::ready, stream};
 use hyper_util::rt::TokioIo;
 use nestd_proto::v1::{
     CountTokensRequest, GenerateEvent, GenerateRequest, GetGovernorRequest, GetStatusRequest,
-    GovernorReport, HoldRequest, ListModelsRequest, LoadModelEvent, LoadModelRequest, Message,
-    Model, PinRequest, StatusReport, UnloadModelRequest, WatchGovernorRequest, WatchStatusRequest,
-    generate_event::Event, governor_client::GovernorClient, inference_client::InferenceClient,
+    GovernorReport, HoldRequest, ListModelsRequest, ListRequestsRequest, ListRequestsResponse,
+    LoadModelEvent, LoadModelRequest, Message, Model, PinRequest, StatusReport, UnloadModelRequest,
+    WatchGovernorRequest, WatchStatusRequest, generate_event::Event,
+    governor_client::GovernorClient, inference_client::InferenceClient,
     models_client::ModelsClient, status_client::StatusClient,
 };
 use tokio::net::UnixStream;
@@ -58,6 +59,13 @@ impl Grpc {
     pub async fn watch_status(&self) -> Result<Reports, Error> {
         let reply = StatusClient::new(self.channel.clone()).watch(WatchStatusRequest {}).await;
         Ok(until(self.streamed(reply)?, |_| false, lost).boxed())
+    }
+
+    /// See [`crate::Client::requests`].
+    pub async fn requests(&self) -> Result<ListRequestsResponse, Error> {
+        let mut client = StatusClient::new(self.channel.clone());
+        let reply = client.list_requests(ListRequestsRequest {}).await;
+        Ok(reply.map_err(self.error())?.into_inner())
     }
 
     /// See [`crate::Client::governor`].

@@ -30,8 +30,8 @@ const TTFT: [f64; 14] =
 const INTER_TOKEN: [f64; 14] =
     [0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0];
 
-/// A counter of something that is not whole.
 type Seconds = Counter<f64, AtomicU64>;
+type Joules = Counter<f64, AtomicU64>;
 type Histograms = Family<Class, Histogram, fn() -> Histogram>;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -61,6 +61,7 @@ struct Switch {
 #[derive(Debug)]
 pub struct Metrics {
     requests: Family<Ended, Counter>,
+    all_requests: Counter,
     queue: Histograms,
     ttft: Histograms,
     inter_token: Histograms,
@@ -70,7 +71,8 @@ pub struct Metrics {
     completion: Counter,
     switches: Family<Switch, Counter>,
     sizes: Sizes,
-    energy: Seconds,
+    /// Without labels; there is no series before the first energy is known.
+    energy: Family<[(&'static str, &'static str); 0], Joules>,
 }
 
 impl Default for Metrics {
@@ -79,6 +81,7 @@ impl Default for Metrics {
         let kind = |kind| tokens.get_or_create_owned(&Kind { kind });
         Self {
             requests: Family::default(),
+            all_requests: Counter::default(),
             queue: Family::new_with_constructor(|| Histogram::new(QUEUE)),
             ttft: Family::new_with_constructor(|| Histogram::new(TTFT)),
             inter_token: Family::new_with_constructor(|| Histogram::new(INTER_TOKEN)),
@@ -88,7 +91,7 @@ impl Default for Metrics {
             tokens,
             switches: Family::default(),
             sizes: Sizes::default(),
-            energy: Seconds::default(),
+            energy: Family::default(),
         }
     }
 }
@@ -113,6 +116,7 @@ impl Metrics {
     }
 
     fn ended(&self, outcome: &'static str, priority: &'static str) {
+        self.all_requests.inc();
         self.requests.get_or_create(&Ended { outcome, priority }).inc();
     }
 
@@ -131,11 +135,17 @@ impl Metrics {
     /// So much left the batteries while requests ran, since the last call.
     pub fn energy(&self, joules: f64) {
         if joules > 0.0 {
-            self.energy.inc_by(joules);
+            self.energy.get_or_create(&[]).inc_by(joules);
         }
     }
 
-    /// Requests that ended or were refused, and tokens that were made, since the start.
+    /// Requests that ended or were refused since the start.
+    #[must_use]
+    pub fn ended_requests(&self) -> u64 {
+        self.all_requests.get()
+    }
+
+    /// Tokens that were made since the start.
     #[must_use]
     pub fn completion_tokens(&self) -> u64 {
         self.completion.get()

@@ -7,6 +7,7 @@ mod govern;
 mod load;
 pub mod memory;
 mod queue;
+mod requests;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,7 +19,7 @@ use tokio::sync::watch;
 use crate::engine::catalog::Catalog;
 use crate::engine::{Handle, Job, Plan};
 use crate::metrics::Metrics;
-use crate::stream::{self, Events, Sink, Stopper};
+use crate::stream::{self, Events, Sink};
 use crate::types::{
     Client, EngineKind, Error, GenerateRequest, Limits, Loaded, Message, Priority, State, Status,
     check_messages,
@@ -27,6 +28,8 @@ use queue::{Gate, Queue, Running, Ticket};
 
 pub use govern::{Allowance, Chooser, Held};
 pub use load::Listed;
+use requests::Entry;
+pub use requests::{ActiveRequest, Activity};
 
 /// What the service takes from the configuration; replaced whole on a reload.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,7 +59,7 @@ pub struct Service {
     /// Held by the load or unload that is under way.
     changing: Arc<tokio::sync::Mutex<()>>,
     /// Every request that was accepted and has not ended.
-    active: Arc<Mutex<HashMap<u64, Stopper>>>,
+    active: ActiveMap,
     next_id: AtomicU64,
     /// How the model in memory was loaded.
     held: Mutex<Option<Plan>>,
@@ -73,6 +76,7 @@ pub struct Service {
     /// When the last request ended.
     idle_since: Arc<Mutex<Instant>>,
     metrics: Arc<Metrics>,
+    began: Instant,
 }
 
 /// The daemon's state with its load and limits.
@@ -123,6 +127,7 @@ impl Service {
             busy: Arc::new(watch::Sender::new(false)),
             idle_since: Arc::new(Mutex::new(Instant::now())),
             metrics: Arc::default(),
+            began: Instant::now(),
         })
     }
 
@@ -212,7 +217,8 @@ impl Service {
         let ticket = self.queue.enter(id, request.priority)?;
         let recorder = self.metrics.recorder(request.priority);
         let (sink, events) = stream::recorded(id, settings.buffer_bytes, recorder);
-        let active = Active::enter(self, id, sink.stopper());
+        let entry = Entry::new(sink.stopper(), client.clone(), request.priority);
+        let active = Active::enter(self, id, entry);
         tracing::info!(request = id, %client, messages = request.messages.len(), "accepted");
         tokio::spawn(Arc::clone(self).run(request, sink, ticket, active));
         self.wake();
@@ -310,7 +316,7 @@ impl Service {
     fn shut_down_active(&self) {
         let active = lock(&self.active);
         tracing::warn!(requests = active.len(), "the drain time is over: requests are ended");
-        active.values().for_each(Stopper::shut_down);
+        active.values().for_each(|entry| entry.stopper.shut_down());
     }
 
     fn loaded(&self) -> Option<Loaded> {
@@ -326,9 +332,9 @@ fn loading(model: &str) -> Error {
     Error::Busy { why, retry_after_ms: 1000 }
 }
 
-type ActiveMap = Arc<Mutex<HashMap<u64, Stopper>>>;
+type ActiveMap = Arc<Mutex<HashMap<u64, Entry>>>;
 
-fn lock(active: &ActiveMap) -> MutexGuard<'_, HashMap<u64, Stopper>> {
+fn lock(active: &ActiveMap) -> MutexGuard<'_, HashMap<u64, Entry>> {
     active.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -342,8 +348,8 @@ struct Active {
 }
 
 impl Active {
-    fn enter(service: &Service, id: u64, stopper: Stopper) -> Self {
-        lock(&service.active).insert(id, stopper);
+    fn enter(service: &Service, id: u64, entry: Entry) -> Self {
+        lock(&service.active).insert(id, entry);
         service.busy.send_if_modified(|busy| !std::mem::replace(busy, true));
         Self {
             map: Arc::clone(&service.active),

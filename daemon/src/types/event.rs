@@ -39,6 +39,29 @@ pub enum Event {
     Failed(Error),
 }
 
+/// How far a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It waits for others, or for the model.
+    Queued,
+    /// Its prompt is being read.
+    Prefill,
+    /// Its answer is being made.
+    Decode,
+}
+
+impl Stage {
+    /// The name on D-Bus.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
+}
+
 /// How a request ended, and what it took.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Finished {

@@ -8,7 +8,7 @@ mod request;
 
 pub use client::Client;
 pub use error::{Detail, Error};
-pub use event::{Event, FinishReason, Finished, Timings, Usage};
+pub use event::{Event, FinishReason, Finished, Stage, Timings, Usage};
 pub use model::{EngineKind, Loaded, ModelInfo, SizeInfo, State, Status};
 pub use request::{
     GenerateRequest, Limits, Message, Part, Priority, Role, Sampling, Stopping, check_messages,

@@ -9,6 +9,7 @@ mod elastic;
 mod errors;
 mod governor;
 mod hostile;
+mod metrics;
 #[cfg(feature = "mistralrs")]
 mod mistralrs;
 mod models;

@@ -72,6 +72,11 @@ impl Manager {
         convert::report(&self.core.service.report())
     }
 
+    #[zbus(out_args("requests", "totals"))]
+    fn list_requests(&self) -> (Vec<Dict>, Dict) {
+        convert::activity(&self.core.service.activity())
+    }
+
     #[zbus(out_args("request"))]
     async fn generate(
         &self,
@@ -139,9 +144,13 @@ impl Manager {
         header: &Header<'_>,
         connection: &Connection,
     ) -> Result<NewRequest, Failure> {
-        let options = convert::options(options)?;
+        let refused = |error| {
+            self.core.service.metrics().refused(None, &error);
+            error
+        };
+        let options = convert::options(options).map_err(refused)?;
         let request = GenerateRequest {
-            messages: convert::messages(messages)?,
+            messages: convert::messages(messages).map_err(refused)?,
             sampling: options.sampling,
             json_schema: options.json_schema,
             priority: options.priority,

@@ -8,23 +8,30 @@ use nestd_proto::v1::ErrorReason;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::api::REQUEST_ID;
 use crate::types::{Detail, Error};
 
 /// The status for an error. `ErrorInfo` carries the reason and the numbers, `RetryInfo` the time to try
 /// again, `BadRequest` the field, `QuotaFailure` the limit.
 pub(super) fn status(error: &Error) -> Status {
+    with_metadata(error, HashMap::new())
+}
+
+/// The status that ends a request that was accepted: its metadata has the request's number, too.
+pub(super) fn failed(error: &Error, request_id: u64) -> Status {
+    with_metadata(error, HashMap::from([(REQUEST_ID.to_owned(), request_id.to_string())]))
+}
+
+fn with_metadata(error: &Error, mut metadata: HashMap<String, String>) -> Status {
     let (code, reason) = code_and_reason(error);
-    let metadata: HashMap<String, String> = error
-        .details()
-        .into_iter()
-        .map(|(key, value)| {
-            let value = match value {
-                Detail::Number(number) => number.to_string(),
-                Detail::Text(text) => text,
-            };
-            (key.to_owned(), value)
-        })
-        .collect();
+    let details = error.details().into_iter().map(|(key, value)| {
+        let value = match value {
+            Detail::Number(number) => number.to_string(),
+            Detail::Text(text) => text,
+        };
+        (key.to_owned(), value)
+    });
+    metadata.extend(details);
     let mut details = ErrorDetails::with_error_info(reason.as_str_name(), ERROR_DOMAIN, metadata);
     if let Some(retry_after_ms) = error.retry_after_ms() {
         details.set_retry_info(Some(Duration::from_millis(retry_after_ms)));

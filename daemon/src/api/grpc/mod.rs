@@ -6,6 +6,7 @@
 mod convert;
 pub(crate) mod error;
 mod governor;
+mod health;
 mod services;
 
 use std::io;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport;
 
 use crate::api::{Core, socket};
+use health::Health;
 use services::Api;
 
 /// A request is its text, at most this much over it.
@@ -47,11 +49,9 @@ impl Server {
         stop: CancellationToken,
     ) -> io::Result<()> {
         let api = Api { core, stop: stop.clone() };
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<v1::governor_server::GovernorServer<Api>>().await;
-        health.set_serving::<v1::inference_server::InferenceServer<Api>>().await;
-        health.set_serving::<v1::models_server::ModelsServer<Api>>().await;
-        health.set_serving::<v1::status_server::StatusServer<Api>>().await;
+        let (reporter, health_service) = tonic_health::server::health_reporter();
+        let health = Health::new(reporter, api.core.service.watch()).await;
+        tokio::spawn(health.run(stop.clone()));
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)

@@ -11,7 +11,7 @@ use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
 use super::convert;
-use super::error::status;
+use super::error::{failed, status};
 use crate::api::Core;
 use crate::types::{Client, Error, Event};
 
@@ -50,11 +50,14 @@ impl v1::inference_server::Inference for Api {
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let client = client(&request);
-        let request = convert::request(request.into_inner()).map_err(refuse)?;
+        let request = convert::request(request.into_inner()).map_err(|error| {
+            self.core.service.metrics().refused(None, &error);
+            refuse(error)
+        })?;
         let events = self.core.service.generate(&client, request).map_err(refuse)?;
         let request_id = events.id();
         let events = events.map(move |event| {
-            let event = convert::event(event).map_err(refuse)?;
+            let event = convert::event(event).map_err(|error| failed(&error, request_id))?;
             Ok(v1::GenerateEvent { request_id, event: Some(event) })
         });
         Ok(Response::new(Box::pin(events)))
@@ -72,6 +75,13 @@ impl v1::inference_server::Inference for Api {
 
 #[tonic::async_trait]
 impl v1::status_server::Status for Api {
+    async fn list_requests(
+        &self,
+        _: Request<v1::ListRequestsRequest>,
+    ) -> Result<Response<v1::ListRequestsResponse>, Status> {
+        Ok(Response::new(convert::activity(self.core.service.activity())))
+    }
+
     type WatchStream = Streaming<v1::StatusReport>;
 
     async fn get(

@@ -210,7 +210,7 @@ impl Gauges<'_> {
         value: Option<f64>,
     ) -> fmt::Result {
         let Some(value) = value else { return Ok(()) };
-        let encoder = self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        let encoder = self.0.encode_descriptor(name, &sentence(help), unit, MetricType::Gauge)?;
         ConstGauge::new(value).encode(encoder)
     }
 
@@ -225,7 +225,8 @@ impl Gauges<'_> {
         if rows.peek().is_none() {
             return Ok(());
         }
-        let mut encoder = self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        let mut encoder =
+            self.0.encode_descriptor(name, &sentence(help), unit, MetricType::Gauge)?;
         for (labels, value) in rows {
             ConstGauge::new(value).encode(encoder.encode_family(&labels)?)?;
         }
@@ -245,6 +246,11 @@ impl Gauges<'_> {
         let rows = all.map(|(name, one)| ([(label, name)], value(one == *current)));
         self.each(name, help, None, rows)
     }
+}
+
+/// As the registry writes those of the counts.
+fn sentence(help: &str) -> String {
+    format!("{help}.")
 }
 
 /// The daemon's resident set.
