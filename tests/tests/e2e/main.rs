@@ -8,7 +8,9 @@ mod contract;
 mod elastic;
 mod errors;
 mod governor;
+mod health;
 mod hostile;
+mod ids;
 mod metrics;
 #[cfg(feature = "mistralrs")]
 mod mistralrs;

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use nestd_client::v1::generate_event::Event;
-use nestd_client::v1::{GenerateRequest, Priority, Stopping};
+use nestd_client::v1::{GenerateRequest, Priority, RequestState, State, Stopping};
 use nestd_client::{Client, Error, ask};
-use nestd_tests::{Builder, Daemon, Device, collect, finished, program, until};
+use nestd_tests::{Builder, Daemon, Device, collect, finished, program, project, until};
 use nix::sys::signal::Signal;
 
 /// An HTTP answer: the status line's number, the head, and the body.
@@ -212,6 +212,40 @@ async fn a_load_of_a_client_is_a_switch_too() {
     scrape_until(&daemon, |samples| number(samples, switch) > 0.0);
 }
 
+#[tokio::test]
+async fn the_models_memory_is_shown_by_part() {
+    let folder = tempfile::tempdir().unwrap();
+    let shipped = project().join("models/demo").canonicalize().unwrap();
+    let file = folder.path().join("demo.gguf");
+    std::fs::copy(shipped.join("nestd-demo-Q8_0.gguf"), &file).unwrap();
+    let daemon = Builder::default()
+        .set("model.dir", &format!("'{}'", folder.path().display()))
+        .set("elastic.threads", "2")
+        .start();
+    let client = daemon.grpc().await;
+    until(&client, |status| status.state() != State::Loading).await;
+    let part = |samples: &BTreeMap<String, f64>, part: &str| {
+        number(samples, &format!("nestd_model_resident_bytes{{part=\"{part}\"}}"))
+    };
+    // Running: scraped in the middle of an answer, too.
+    let mut events = client.generate(ask("What is the capital of France?")).await.unwrap();
+    while !matches!(events.next().await.unwrap().unwrap().event, Some(Event::Text(_))) {}
+    let samples = scrape(&daemon);
+    collect(events).await.unwrap();
+    let length = std::fs::metadata(&file).unwrap().len() as f64;
+    for name in ["layers", "embedding", "ple"] {
+        let bytes = part(&samples, name);
+        assert!(bytes > 0.0 && bytes < length, "{name}: {samples:#?}");
+    }
+    // The answer's caches are kept for the next turn.
+    scrape_until(&daemon, |samples| part(samples, "kv") > 0.0);
+    client.unload().await.unwrap();
+    let gone = |samples: &BTreeMap<String, f64>| {
+        !samples.keys().any(|name| name.starts_with("nestd_model"))
+    };
+    scrape_until(&daemon, gone);
+}
+
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -335,12 +369,11 @@ async fn requests_are_listed_alike_and_without_their_text() {
         rows.map(row).collect::<Vec<_>>()
     });
     assert_eq!(fixed[0], fixed[1]);
-    use nestd_client::v1::RequestState::{Decode, Queued};
     let kinds: Vec<_> = fixed[0].iter().map(|row| (row.2, row.3, row.4)).collect();
     let wanted = [
-        (Priority::Normal, Decode, 502),
-        (Priority::Normal, Queued, 0),
-        (Priority::Background, Queued, 0),
+        (Priority::Normal, RequestState::Decode, 502),
+        (Priority::Normal, RequestState::Queued, 0),
+        (Priority::Background, RequestState::Queued, 0),
     ];
     assert_eq!(kinds, wanted, "the most urgent first, then the oldest");
     assert!(fixed[0][0].1.contains(&format!("pid {}", std::process::id())), "{fixed:?}");

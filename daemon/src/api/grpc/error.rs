@@ -68,3 +68,37 @@ pub(crate) fn code_and_reason(error: &Error) -> (Code, ErrorReason) {
         Error::Internal(_) => (Code::Internal, ErrorReason::Internal),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_metrics_name_errors_as_the_contract_does() {
+        let text = String::new;
+        let all = [
+            Error::invalid("x", "y"),
+            Error::unsupported("x", "y"),
+            Error::ContextTooLong { prompt_tokens: 1, max_tokens: 1, context_tokens: 1 },
+            Error::QueueFull { limit: 1, retry_after_ms: 1 },
+            Error::Busy { why: text(), retry_after_ms: 1 },
+            Error::ModelNotLoaded { problem: text() },
+            Error::ModelNotFound { model: text() },
+            Error::ModelInvalid { model: text(), problem: text() },
+            Error::InsufficientMemory {
+                model: text(),
+                size: text(),
+                need_mib: 1,
+                available_mib: 1,
+            },
+            Error::NotAllowed { what: text() },
+            Error::Lagged { buffer_bytes: 1 },
+            Error::ShuttingDown,
+            Error::Internal(text()),
+        ];
+        for error in all {
+            let (_, reason) = code_and_reason(&error);
+            assert_eq!(reason.as_str_name().to_ascii_lowercase(), error.name());
+        }
+    }
+}
