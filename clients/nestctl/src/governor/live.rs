@@ -219,7 +219,8 @@ fn table(report: &GovernorReport) -> String {
     render::pairs(&rows)
 }
 
-fn reading_rows(readings: &Readings) -> Vec<(&'static str, String)> {
+/// What the sensors say; nothing of those that are not there.
+pub fn reading_rows(readings: &Readings) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
     if let Some(percent) = readings.battery_percent {
         let mut text = format!("{percent:.0} %");
@@ -251,7 +252,8 @@ fn reading_rows(readings: &Readings) -> Vec<(&'static str, String)> {
     rows
 }
 
-fn value(report: &GovernorReport) -> Value {
+/// The object that `--json` prints.
+pub fn value(report: &GovernorReport) -> Value {
     let readings = report.readings.clone().unwrap_or_default();
     let holds = report.holds.iter().map(|hold| {
         json!({ "id": hold.id, "client": hold.client, "min_size": hold.min_size,
