@@ -219,8 +219,7 @@ fn table(report: &GovernorReport) -> String {
     render::pairs(&rows)
 }
 
-/// What the sensors say; nothing of those that are not there.
-pub fn reading_rows(readings: &Readings) -> Vec<(&'static str, String)> {
+fn reading_rows(readings: &Readings) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
     if let Some(percent) = readings.battery_percent {
         let mut text = format!("{percent:.0} %");

@@ -46,7 +46,7 @@ impl<'a> Daemon<'a> {
             self.client = Some(client);
             Ok(Look { at: Instant::now(), status, governor, activity })
         };
-        let late = || Error::Unreachable(format!("nestd has not answered in {PATIENCE:?}"));
+        let late = || Error::Disconnected(format!("nestd has not answered for {PATIENCE:?}"));
         tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(|_| Err(late().into()))
     }
 }

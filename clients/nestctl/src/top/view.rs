@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nestd_client::v1::ActiveRequest;
+use nestd_client::v1::{ActiveRequest, RequestState};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Modifier, Style};
@@ -85,7 +85,8 @@ impl View<'_> {
     }
 
     fn cells(&self, request: &ActiveRequest) -> [String; 8] {
-        let rate = self.rates.tokens_per_s_of(request.request_id);
+        let decodes = request.state() == RequestState::Decode;
+        let rate = self.rates.tokens_per_s_of(request.request_id).filter(|_| decodes);
         row(request, rate.map_or("-".into(), |rate| format!("{rate:.1}")))
     }
 
@@ -163,13 +164,36 @@ fn decided(look: &Look) -> String {
     clean(&format!("level {level}  cause {cause}{selected}: {reason}"))
 }
 
+/// The readings in short, so that all of a device's fit two lines.
 fn sensed(look: &Look) -> String {
     let readings = look.governor.readings.clone().unwrap_or_default();
-    let rows = governor::reading_rows(&readings);
-    let mut parts: Vec<_> = rows.iter().map(|(what, text)| format!("{what} {text}")).collect();
-    if let Some(joules) = look.governor.energy_per_token_j {
-        parts.push(format!("{joules:.2} J a token"));
+    let mut parts = Vec::new();
+    if let Some(percent) = readings.battery_percent {
+        let power = readings.battery_power_w.map(|watts| format!(" {watts:.1} W"));
+        parts.push(format!("battery {percent:.0} %{}", power.unwrap_or_default()));
     }
+    if let Some(seconds) = readings.time_to_empty_s {
+        parts.push(format!("empty in {}", governor::clock(Duration::from_secs(seconds))));
+    }
+    if let Some(on_ac) = readings.on_ac {
+        parts.push(if on_ac { "mains" } else { "no mains" }.into());
+    }
+    if let (Some(left), Some(total)) = (readings.mem_available_mib, readings.mem_total_mib) {
+        parts.push(format!("memory {left} of {total} MiB left"));
+    }
+    if let Some(own) = readings.resident_mib {
+        parts.push(format!("nestd {own} MiB"));
+    }
+    if let (Some(some), Some(full)) = (readings.psi_some_avg10, readings.psi_full_avg10) {
+        parts.push(format!("pressure {some:.0}/{full:.0} %"));
+    }
+    if let Some(celsius) = readings.temp_c {
+        parts.push(format!("{celsius:.0} °C"));
+    }
+    if let Some(joules) = look.governor.energy_per_token_j {
+        parts.push(format!("{joules:.2} J/token"));
+    }
+    parts.extend(readings.power_profile);
     clean(&parts.join("  "))
 }
 
@@ -204,8 +228,7 @@ mod tests {
     use std::time::Instant;
 
     use nestd_client::v1::{
-        GovernorReport, Limits, ListRequestsResponse, Priority, Readings, RequestState, State,
-        StatusReport,
+        GovernorReport, Limits, ListRequestsResponse, Priority, Readings, State, StatusReport,
     };
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
@@ -251,9 +274,17 @@ mod tests {
                     battery_percent: Some(12.0),
                     mem_available_mib: Some(900),
                     mem_total_mib: Some(4096),
+                    swap_used_mib: Some(12),
+                    resident_mib: Some(1234),
+                    psi_some_avg10: Some(3.4),
+                    psi_full_avg10: Some(1.2),
+                    battery_power_w: Some(4.5),
+                    time_to_empty_s: Some(3600),
+                    on_ac: Some(false),
                     temp_c: Some(41.0),
-                    ..Readings::default()
+                    power_profile: Some("power-saver".into()),
                 }),
+                energy_per_token_j: Some(0.4),
                 ..GovernorReport::default()
             },
             activity: ListRequestsResponse {
@@ -287,7 +318,8 @@ mod tests {
             "nestd 0.1.0  ready  model demo  engine elastic  size E2B  up 1:02:03"
         );
         assert_eq!(lines[1], "level saving  cause battery: the battery has 12 %: saving");
-        assert!(lines[3].contains("battery 12 %") && lines[3].contains("41 °C"), "{lines:#?}");
+        assert!(lines[3].starts_with("battery 12 % 4.5 W  empty in 1:00:00"), "{lines:#?}");
+        assert!(lines[4].ends_with("41 °C  0.40 J/token  power-saver"), "{lines:#?}");
         assert!(lines[5].contains("TTFT p50 345 ms  running 4 of 4  queued 2 of 16"), "{lines:#?}");
         assert!(lines[7].starts_with("REQUEST PRIORITY    STATE   TOKENS TOK/S"), "{lines:#?}");
         let first = "1       interactive decode  12     -      345 ms  61.5 s   uid 1000 pid 1[2J";
