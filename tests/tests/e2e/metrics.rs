@@ -246,6 +246,40 @@ async fn the_models_memory_is_shown_by_part() {
     scrape_until(&daemon, gone);
 }
 
+/// Every metric that a device with everything shows is in the table, with its labels.
+#[tokio::test]
+async fn the_table_in_the_docs_has_every_metric() {
+    let device = Device::on_battery(90);
+    device.sys("class/power_supply/BAT0/power_now", "4500000\n");
+    device.temperature(30);
+    let daemon = device.governs(Builder::sim()).start();
+    let client = daemon.grpc().await;
+    until(&client, |status| !status.active_size.is_empty()).await;
+    collect(client.generate(ask("word ".repeat(40))).await.unwrap()).await.unwrap();
+    client.pin("small").await.unwrap();
+    let samples = scrape_until(&daemon, |samples| {
+        ["nestd_energy_per", "nestd_energy_joules", "nestd_switches", "nestd_temperature"]
+            .iter()
+            .all(|name| samples.keys().any(|found| found.starts_with(name)))
+    });
+    let docs = std::fs::read_to_string(project().join("docs/metrics.md")).unwrap();
+    for sample in samples.keys() {
+        let (name, labels) = sample.split_once('{').unwrap_or((sample, ""));
+        let name = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|suffix| name.strip_suffix(suffix))
+            .unwrap_or(name);
+        let row = docs
+            .lines()
+            .find(|line| line.starts_with("| `nestd_") && line.contains(&format!("`{name}`")));
+        let row = row.unwrap_or_else(|| panic!("docs/metrics.md has no row {name}"));
+        for label in labels.split(',').filter_map(|label| label.split('=').next()) {
+            let known = label == "le" || row.contains(&format!("`{label}`"));
+            assert!(label.is_empty() || known, "{row} has no label {label}");
+        }
+    }
+}
+
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
