@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nestd_client::v1::State;
-use nestd_tests::{Builder, Daemon, until};
+use nestd_tests::{Builder, Daemon, Device, until};
 use nix::sys::signal::Signal;
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -71,6 +71,14 @@ async fn a_daemon_without_a_model_says_so_from_the_start() {
     let mut health = Health::of(&daemon).await;
     assert_eq!(health.check(INFERENCE).await, NotServing);
     assert_eq!(health.check("").await, Serving);
+}
+
+#[tokio::test]
+async fn a_model_that_left_memory_comes_back_and_so_serves() {
+    let device = Device::on_battery(90);
+    let daemon = device.governs(Builder::sim()).set("governor.idle_unload_s", "0.5").start();
+    until(&daemon.grpc().await, |status| status.state() == State::Parked).await;
+    assert_eq!(Health::of(&daemon).await.check(INFERENCE).await, Serving);
 }
 
 #[tokio::test]
