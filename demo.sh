@@ -67,6 +67,8 @@ poll_s = 0.2
 dwell_s = 1.0
 [grpc]
 socket = "$work/nestd.sock"
+[metrics]
+listen = "$work/metrics.sock"
 [dbus]
 bus = "unix:path=$work/bus"
 END

@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 use nestd_policy::snapshot::Snapshot;
 
-use crate::api::{Core, dbus, grpc};
-use crate::config::{Bus, Config, Layers};
+use crate::api::{Core, dbus, grpc, metrics};
+use crate::config::{Bus, Config, Layers, Listen};
 use crate::engine::{self, catalog::Catalog};
 use crate::governor::sensors::{self, replay, sleep::Release};
 use crate::governor::{self, Governor};
@@ -60,6 +60,7 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
         let prompt_bytes = config.limits.prompt_bytes;
         async move { Ok(listener.run(core, prompt_bytes, stop).await?) }
     });
+    let metrics = serve_metrics(&config, &core, &stop).await;
     let bus = match &config.bus {
         Bus::Off => None,
         Bus::System => Some(dbus::Bus::System),
@@ -105,6 +106,9 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
             told.await;
         }
         let _ = grpc.await;
+        if let Some(metrics) = metrics {
+            let _ = metrics.await;
+        }
     };
     if tokio::time::timeout(CLOSE, closed).await.is_err() {
         tracing::warn!("clients that do not close their connections are cut off");
@@ -113,6 +117,26 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     service.sessions().kept().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Serves the metrics. What needs the daemon does not need them: a failure is told, and nothing else.
+async fn serve_metrics(
+    config: &Config,
+    core: &Core,
+    stop: &CancellationToken,
+) -> Option<JoinHandle<()>> {
+    let place = match &config.metrics {
+        Listen::Off => return None,
+        Listen::Unix(path) => metrics::Place::Unix(path, &config.grpc.socket_group),
+        Listen::Tcp(address) => metrics::Place::Tcp(*address),
+    };
+    match metrics::Server::bind(place).await {
+        Ok(server) => Some(tokio::spawn(server.run(core.clone(), stop.clone()))),
+        Err(error) => {
+            tracing::error!(?place, %error, "metrics.listen: metrics are not served");
+            None
+        }
+    }
 }
 
 fn fatal(what: &str, ended: Result<Result<(), Fatal>, JoinError>) -> Fatal {

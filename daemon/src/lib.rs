@@ -6,11 +6,12 @@
 //! | module | owns | knows |
 //! | --- | --- | --- |
 //! | [`types`] | messages, events, errors, models, status | nothing |
-//! | [`stream`] | a request's bounded event buffer | types |
+//! | [`metrics`] | what is counted: requests, times, tokens, switches | types |
+//! | [`stream`] | a request's bounded event buffer | types, metrics |
 //! | [`engine`] | the model in memory, on its own thread; which models there are | types, stream |
-//! | [`service`] | the daemon's state: queue, loads, drain | types, stream, engine |
+//! | [`service`] | the daemon's state: queue, loads, drain | types, metrics, stream, engine |
 //! | [`governor`] | what the device can afford: sensors, decisions, holds | types, stream, service |
-//! | [`api`] | D-Bus and gRPC, side by side | types, stream, service, governor |
+//! | [`api`] | D-Bus and gRPC, side by side, and what Prometheus scrapes | types, metrics, stream, service, governor |
 //! | [`config`] | the settings and where they come from | types, engine, governor (their settings) |
 //! | [`systemd`] | readiness, status line, journal | nothing |
 //! | [`app`] | the process: wiring, signals, exit | everybody |
@@ -20,6 +21,7 @@ pub mod app;
 pub mod config;
 pub mod engine;
 pub mod governor;
+pub mod metrics;
 pub mod service;
 pub mod stream;
 pub mod systemd;

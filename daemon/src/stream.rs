@@ -18,13 +18,27 @@ use std::time::{Duration, Instant};
 use futures::Stream;
 use tokio_util::sync::CancellationToken;
 
-use crate::types::{Error, Event, FinishReason, Finished, Text, Timings, TokenLogprobs, Usage};
+use crate::metrics::Recorder;
+use crate::types::{
+    Error, Event, FinishReason, Finished, Stage, Text, Timings, TokenLogprobs, Usage,
+};
 
 /// Makes the two ends of request `id`, with room for `buffer_bytes` of unread text.
 #[must_use]
 pub fn channel(id: u64, buffer_bytes: usize) -> (Sink, Events) {
+    ends(id, buffer_bytes, None)
+}
+
+/// The same for a request that is counted.
+#[must_use]
+pub fn recorded(id: u64, buffer_bytes: usize, recorder: Recorder) -> (Sink, Events) {
+    ends(id, buffer_bytes, Some(recorder))
+}
+
+fn ends(id: u64, buffer_bytes: usize, recorder: Option<Recorder>) -> (Sink, Events) {
     let shared = Arc::new(Shared {
         id,
+        recorder,
         buffer_bytes,
         accepted: Instant::now(),
         cancelled: CancellationToken::new(),
@@ -53,6 +67,7 @@ enum Cause {
 
 struct Shared {
     id: u64,
+    recorder: Option<Recorder>,
     buffer_bytes: usize,
     accepted: Instant,
     /// Cancelled once, with the cause in `inner`; the engine watches it.
@@ -122,6 +137,9 @@ impl Shared {
         }
         inner.ended = ends;
         log_end(self.id, &event);
+        if let Some(recorder) = &self.recorder {
+            recorder.ended(&event);
+        }
         let waiting = inner.events.back_mut();
         match (waiting, event) {
             (Some(Event::Text(text)), Event::Text(next)) => {
@@ -213,7 +231,15 @@ impl Sink {
     pub fn prefill(&self, done: u32, total: u32, cached: u32) {
         {
             let progress = &mut self.shared.lock().progress;
-            progress.prefill_began.get_or_insert_with(Instant::now);
+            if progress.prefill_began.is_none() {
+                let queued = self.shared.accepted.elapsed();
+                progress.prefill_began = Some(Instant::now());
+                let queue_ms = u64::try_from(queued.as_millis()).unwrap_or(u64::MAX);
+                tracing::debug!(request = self.id(), queue_ms, prompt_tokens = total, "began");
+                if let Some(recorder) = &self.shared.recorder {
+                    recorder.began(queued, total, cached);
+                }
+            }
             progress.usage.prompt_tokens = total;
             progress.usage.cached_tokens = cached;
         }
@@ -233,7 +259,13 @@ impl Sink {
             let now = Instant::now();
             progress.usage.completion_tokens += tokens;
             progress.first_token.get_or_insert(now);
-            progress.last_token = Some(now);
+            let last = progress.last_token.replace(now);
+            if let Some(recorder) = &self.shared.recorder {
+                match last {
+                    None => recorder.first(now - self.shared.accepted, tokens),
+                    Some(last) => recorder.more(now - last, tokens),
+                }
+            }
         }
         if !delta.is_empty() || !logprobs.is_empty() {
             self.shared.push(Event::Text(Text { delta: delta.into(), logprobs }));
@@ -325,13 +357,43 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Ends a request from outside its engine and its reader.
+/// How far a request is at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Glance {
+    /// What it does.
+    pub stage: Stage,
+    /// Its tokens so far.
+    pub usage: Usage,
+    /// Since it was accepted.
+    pub age: Duration,
+    /// From then to its first token; None until that is there.
+    pub ttft: Option<Duration>,
+}
+
+/// Sees a request, and ends it, from outside its engine and its reader.
 #[derive(Clone)]
 pub struct Stopper {
     shared: Arc<Shared>,
 }
 
 impl Stopper {
+    /// How far the request is.
+    #[must_use]
+    pub fn glance(&self) -> Glance {
+        let accepted = self.shared.accepted;
+        let progress = &self.shared.lock().progress;
+        Glance {
+            stage: match (progress.prefill_began, progress.first_token) {
+                (_, Some(_)) => Stage::Decode,
+                (Some(_), None) => Stage::Prefill,
+                (None, None) => Stage::Queued,
+            },
+            usage: progress.usage,
+            age: accepted.elapsed(),
+            ttft: progress.first_token.map(|first| first - accepted),
+        }
+    }
+
     /// The client asked for the end.
     pub fn cancel(&self) {
         self.shared.cancel(Cause::Client);

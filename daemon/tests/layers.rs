@@ -6,13 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those of the crate that it may name.
-const KNOWS: [(&str, &[&str]); 9] = [
+const KNOWS: [(&str, &[&str]); 10] = [
     ("types", &[]),
-    ("stream", &["types"]),
+    ("metrics", &["types"]),
+    ("stream", &["types", "metrics"]),
     ("engine", &["types", "stream"]),
-    ("service", &["types", "stream", "engine"]),
+    ("service", &["types", "metrics", "stream", "engine"]),
     ("governor", &["types", "stream", "service"]),
-    ("api", &["types", "stream", "service", "governor"]),
+    ("api", &["types", "metrics", "stream", "service", "governor"]),
     ("config", &["types", "engine", "governor"]),
     ("systemd", &[]),
     ("app", &["api", "config", "engine", "governor", "service", "stream", "systemd", "types"]),

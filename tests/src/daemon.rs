@@ -74,6 +74,7 @@ impl Builder {
         std::fs::create_dir(&models).expect("the folder is writable");
         let defaults = [
             ("grpc.socket", folder.path().join("nestd.sock")),
+            ("metrics.listen", folder.path().join("metrics.sock")),
             ("model.dir", models),
             ("model.cache_dir", folder.path().join("cache")),
             ("sessions.dir", folder.path().join("sessions")),
@@ -147,6 +148,12 @@ impl Daemon {
     /// The bus.
     pub fn bus(&mut self) -> &mut Bus {
         self.bus.as_mut().expect("the test has a bus")
+    }
+
+    /// The socket of the metrics.
+    #[must_use]
+    pub fn metrics_socket(&self) -> PathBuf {
+        self.folder().join("metrics.sock")
     }
 
     /// The address of the bus.

@@ -144,6 +144,15 @@ pub enum Command {
     Governor(GovernorArgs),
     /// Print the status, and again at each change, until Ctrl-C
     Watch,
+    /// Show a live view: the daemon, the governor, rates, and the requests of all clients
+    ///
+    /// It is renewed each second; q, Esc or Ctrl-C quits. Without a terminal, with --once or with --json
+    /// it is printed once. What requests ask and what is answered is never shown.
+    #[command(
+        after_help = "Columns: TOKENS made so far, TOK/S of the last second, TTFT time to first \
+        token, AGE since the call.\nTTFT p50 is the median of the requests that this view has seen."
+    )]
+    Top(TopArgs),
     /// Count the tokens that a text takes as a question, template included
     CountTokens(CountTokensArgs),
     /// Measure how often the answers to a file of questions are right
@@ -284,6 +293,13 @@ pub struct SizeArgs {
     /// Let go: the size follows battery, memory and temperature again
     #[arg(long, conflicts_with = "name")]
     pub auto: bool,
+}
+
+#[derive(Args)]
+pub struct TopArgs {
+    /// Print it once, as text
+    #[arg(long)]
+    pub once: bool,
 }
 
 #[derive(Args)]

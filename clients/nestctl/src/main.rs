@@ -17,6 +17,7 @@ mod models;
 mod problem;
 mod render;
 mod status;
+mod top;
 
 use std::process::ExitCode;
 
@@ -54,8 +55,9 @@ fn run(global: &Global, command: Command) -> Result<(), Problem> {
         .map_err(|error| Problem::Io(format!("no runtime: {error}")))?;
     let result = runtime.block_on(async {
         match &command {
-            // These two have something to do on Ctrl-C; the others are dropped, which cancels.
+            // These have something to do on Ctrl-C; the others are dropped, which cancels.
             Command::Chat(args) => chat::chat(&connect(global).await?, args, &mut screen).await,
+            Command::Top(args) => top::top(global, args, &mut screen).await,
             Command::Eval(args) => eval::eval(&connect(global).await?, args, &mut screen).await,
             command => tokio::select! {
                 result = perform(global, command, &mut screen) => result,
@@ -89,7 +91,8 @@ async fn perform(global: &Global, command: &Command, screen: &mut Screen) -> Res
         Command::Governor(args) => governor::governor(&client, args.command.as_ref(), screen).await,
         Command::Unload => models::unload(&client, screen).await,
         // Handled before.
-        Command::Chat(_)
+        Command::Top(_)
+        | Command::Chat(_)
         | Command::Eval(_)
         | Command::Model(_)
         | Command::Bench(_)

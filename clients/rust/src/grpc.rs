@@ -11,12 +11,12 @@ use hyper_util::rt::TokioIo;
 use nestd_proto::v1::{
     AppendRequest, CountTokensRequest, CreateSessionRequest, DeleteSessionRequest,
     ForkSessionRequest, GenerateEvent, GenerateRequest, GetGovernorRequest, GetStatusRequest,
-    GetTranscriptRequest, GovernorReport, HoldRequest, ListModelsRequest, ListSessionsRequest,
-    LoadModelEvent, LoadModelRequest, Message, Model, PinRequest, PrewarmRequest, Priority,
-    Session, SessionOptions, StatusReport, UnloadModelRequest, WatchGovernorRequest,
-    WatchStatusRequest, generate_event::Event, governor_client::GovernorClient,
-    inference_client::InferenceClient, models_client::ModelsClient,
-    sessions_client::SessionsClient, status_client::StatusClient,
+    GetTranscriptRequest, GovernorReport, HoldRequest, ListModelsRequest, ListRequestsRequest,
+    ListRequestsResponse, ListSessionsRequest, LoadModelEvent, LoadModelRequest, Message, Model,
+    PinRequest, PrewarmRequest, Priority, Session, SessionOptions, StatusReport,
+    UnloadModelRequest, WatchGovernorRequest, WatchStatusRequest, generate_event::Event,
+    governor_client::GovernorClient, inference_client::InferenceClient,
+    models_client::ModelsClient, sessions_client::SessionsClient, status_client::StatusClient,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -61,6 +61,13 @@ impl Grpc {
     pub async fn watch_status(&self) -> Result<Reports, Error> {
         let reply = StatusClient::new(self.channel.clone()).watch(WatchStatusRequest {}).await;
         Ok(until(self.streamed(reply)?, |_| false, lost).boxed())
+    }
+
+    /// See [`crate::Client::requests`].
+    pub async fn requests(&self) -> Result<ListRequestsResponse, Error> {
+        let mut client = StatusClient::new(self.channel.clone());
+        let reply = client.list_requests(ListRequestsRequest {}).await;
+        Ok(reply.map_err(self.error())?.into_inner())
     }
 
     /// See [`crate::Client::governor`].

@@ -36,8 +36,8 @@ use std::path::PathBuf;
 use futures::stream::BoxStream;
 pub use nestd_proto::v1;
 use v1::{
-    GenerateEvent, GenerateRequest, GovernorReport, HoldEvent, HoldRequest, Message, Model, Part,
-    Role, StatusReport,
+    GenerateEvent, GenerateRequest, GovernorReport, HoldEvent, HoldRequest, ListRequestsResponse,
+    Message, Model, Part, Role, StatusReport,
 };
 
 pub use crate::{
@@ -94,6 +94,14 @@ impl Client {
         match self {
             Self::Grpc(grpc) => grpc.watch_status().await,
             Self::Dbus(dbus) => dbus.watch_status().await,
+        }
+    }
+
+    /// The requests of all clients, and what was done since the daemon's start.
+    pub async fn requests(&self) -> Result<ListRequestsResponse, Error> {
+        match self {
+            Self::Grpc(grpc) => grpc.requests().await,
+            Self::Dbus(dbus) => dbus.requests().await,
         }
     }
 

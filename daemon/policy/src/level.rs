@@ -16,6 +16,8 @@ pub enum Level {
 }
 
 impl Level {
+    /// Every one, the mildest first.
+    pub const ALL: [Self; 4] = [Self::Full, Self::Eased, Self::Saving, Self::Critical];
     /// The levels that can be entered, the mildest first.
     pub const ENTERED: [Self; 3] = [Self::Eased, Self::Saving, Self::Critical];
 
@@ -33,9 +35,7 @@ impl Level {
     /// The level of that name.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Full, Self::Eased, Self::Saving, Self::Critical]
-            .into_iter()
-            .find(|level| level.name() == name)
+        Self::ALL.into_iter().find(|level| level.name() == name)
     }
 }
 

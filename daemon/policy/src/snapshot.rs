@@ -68,6 +68,9 @@ pub enum PowerProfile {
 }
 
 impl PowerProfile {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::PowerSaver, Self::Balanced, Self::Performance];
+
     /// The name that power-profiles-daemon gives it.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -81,6 +84,6 @@ impl PowerProfile {
     /// The profile of that name.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::PowerSaver, Self::Balanced, Self::Performance].into_iter().find(|p| p.name() == name)
+        Self::ALL.into_iter().find(|profile| profile.name() == name)
     }
 }

@@ -1,14 +1,20 @@
-//! The two APIs, side by side over one service. Each decodes, says who calls, and encodes; neither
+//! The two APIs, side by side over one service, and the metrics. Each decodes, says who calls, and encodes; neither
 //! decides anything.
 
 pub mod dbus;
 pub mod grpc;
+pub mod metrics;
+mod socket;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::governor::Governor;
 use crate::service::Service;
 use crate::types::Error;
+
+/// The key of a request's number in what tells its end.
+const REQUEST_ID: &str = "request_id";
 
 /// What both APIs stand on.
 #[derive(Clone)]
@@ -22,4 +28,13 @@ pub struct Core {
 /// What the contracts have room for, and a later version brings.
 fn later(what: impl Into<String>) -> Error {
     Error::unsupported(what, "this version of nestd does not have it")
+}
+
+/// As the contracts' fields have it.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

@@ -3,6 +3,7 @@
 //! `systemd/nestd.toml` is the reference: it documents every key, and it is the first layer.
 //! `app` loads the settings at start and again on SIGHUP.
 
+mod metrics;
 mod reader;
 mod sessions;
 
@@ -20,6 +21,8 @@ use crate::governor::sensors::battery;
 use crate::types::{EngineKind, Limits, SessionSettings};
 use reader::Reader;
 
+pub use metrics::Listen;
+
 /// The shipped file, which holds every key with its default.
 pub const DEFAULTS: &str = include_str!("../../../systemd/nestd.toml");
 
@@ -32,6 +35,8 @@ pub struct Config {
     pub grpc: Grpc,
     /// `[dbus] bus`
     pub bus: Bus,
+    /// `[metrics] listen`
+    pub metrics: Listen,
     /// `[limits]`, what a request may ask for.
     pub limits: Limits,
     /// `[limits] buffer_bytes`
@@ -190,6 +195,7 @@ impl Config {
                 socket_group: read.string("grpc.socket_group"),
             },
             bus: read.parsed("dbus.bus", bus),
+            metrics: read.parsed("metrics.listen", metrics::listen),
             limits: Limits {
                 parallel_requests: read.u32("limits.parallel_requests", 1..=64),
                 queued_requests: read.u32("limits.queued_requests", 0..=4096),
@@ -242,6 +248,9 @@ impl Config {
         }
         if self.sessions.dir != new.sessions.dir {
             keys.push("sessions.dir");
+        }
+        if self.metrics != new.metrics {
+            keys.push("metrics.listen");
         }
         let sensors = |config: &Self| {
             let Governor { battery, temperature_sensors, poll_s, proc, sys, replay, .. } =

@@ -100,6 +100,7 @@ impl Reader {
                     "[model]",
                     "[grpc]",
                     "[dbus]",
+                    "[metrics]",
                     "[limits]",
                     "[elastic]",
                     "[governor]",

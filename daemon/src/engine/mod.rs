@@ -16,6 +16,7 @@ mod thread;
 mod towers;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use thread::{Handle, Keep, spawn};
@@ -50,9 +51,18 @@ pub trait Engine {
     /// Forgets what it kept of a session, which has ended.
     fn forget(&mut self, _session: u64) {}
 
+    /// Tells what of the model is in memory. None if the engine cannot.
+    fn probe(&self) -> Option<Probe> {
+        None
+    }
+
     /// Counts the tokens of a conversation, template included.
     fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error>;
 }
+
+/// Bytes of a model that are in memory, by part. Called from other threads than the engine's, and takes
+/// as long as looking at every page of a file; must not keep the model in memory.
+pub type Probe = Arc<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>;
 
 /// What an engine may use for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,11 +5,12 @@ use std::convert::Infallible;
 use std::sync::mpsc::{
     Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel,
 };
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{Constraints, Engine, Job, Plan, Step};
+use super::{Constraints, Engine, Job, Plan, Probe, Step};
 use crate::types::{Error, Loaded, Message};
 
 /// Commands that may wait while the engine is in a step. A load takes its time, but the service
@@ -19,6 +20,8 @@ const COMMANDS: usize = 64;
 const ANSWER: Duration = Duration::from_secs(10);
 
 type Progress = Box<dyn Fn(f64) + Send>;
+/// What the engine that is there gave to look at its memory.
+type Probing = Arc<Mutex<Option<Probe>>>;
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 /// What the engine thread can be told. Each says when it is legal; else it is answered with an error.
@@ -56,18 +59,21 @@ pub enum Keep {
 #[derive(Clone)]
 pub struct Handle {
     commands: SyncSender<Command>,
+    probing: Probing,
 }
 
 /// Starts the engine thread. The receiver completes, with an error, when the thread has ended.
 pub fn spawn() -> std::io::Result<(Handle, oneshot::Receiver<Infallible>)> {
     let (commands, receiver) = sync_channel(COMMANDS);
     let (alive, ended) = oneshot::channel();
+    let probing = Probing::default();
+    let probed = Arc::clone(&probing);
     std::thread::Builder::new().name("nestd-engine".into()).spawn(move || {
         // Dropped when the thread returns or panics.
         let _alive = alive;
-        run(&receiver);
+        run(&receiver, &probed);
     })?;
-    Ok((Handle { commands }, ended))
+    Ok((Handle { commands, probing }, ended))
 }
 
 impl Handle {
@@ -107,6 +113,14 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Unload { reply })?;
         answer.await.map_err(|_| gone())?
+    }
+
+    /// Bytes of the model that are in memory, by part; nothing where the engine cannot tell. Does not
+    /// wait for the engine, but may take tens of milliseconds.
+    #[must_use]
+    pub fn resident(&self) -> Vec<(&'static str, u64)> {
+        let probe = self.probing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        probe.map_or_else(Vec::new, |probe| probe())
     }
 
     /// Hands a job over. Its sink is told what becomes of it, a refusal included.
@@ -159,7 +173,7 @@ fn not_loaded() -> Error {
     Error::ModelNotLoaded { problem: "it was unloaded just now".into() }
 }
 
-fn run(commands: &Receiver<Command>) {
+fn run(commands: &Receiver<Command>, probing: &Probing) {
     let mut engine: Option<Box<dyn Engine>> = None;
     loop {
         let step = engine.as_mut().map_or(Step::Idle, |engine| engine.step());
@@ -172,22 +186,25 @@ fn run(commands: &Receiver<Command>) {
             Step::Idle => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match command {
-            Ok(command) => obey(command, &mut engine),
+            Ok(command) => obey(command, &mut engine, probing),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }
 
-fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>) {
+fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>, probing: &Probing) {
+    let probe = |probe| *probing.lock().unwrap_or_else(PoisonError::into_inner) = probe;
     // A caller that no longer waits for its reply has lost interest; that is not an error.
     match command {
         Command::Load { plan, keep, progress, reply } => {
             if keep == Keep::Nothing {
                 *engine = None;
+                probe(None);
             }
             let result = super::load(&plan, &*progress).map(|new| {
                 let loaded = new.loaded().clone();
+                probe(new.probe());
                 *engine = Some(new);
                 loaded
             });
@@ -217,6 +234,7 @@ fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>) {
         }
         Command::Unload { reply } => {
             *engine = None;
+            probe(None);
             let _ = reply.send(Ok(()));
         }
         Command::Generate(job) => match engine {

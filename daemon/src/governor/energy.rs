@@ -18,6 +18,8 @@ pub struct Energy {
     joules: f64,
     tokens: u64,
     per_token_j: Option<f64>,
+    /// What was not taken yet.
+    spent_j: f64,
 }
 
 #[derive(Debug)]
@@ -41,7 +43,9 @@ impl Energy {
         let power_w = power_w.filter(|watts| *watts > 0.0);
         let last = self.last.replace(Seen { at, tokens, power_w, busy });
         if let Some(Seen { at: before, tokens: counted, power_w: Some(watts), busy: true }) = last {
-            self.joules += watts * at.saturating_duration_since(before).as_secs_f64();
+            let joules = watts * at.saturating_duration_since(before).as_secs_f64();
+            self.joules += joules;
+            self.spent_j += joules;
             self.tokens += tokens.saturating_sub(counted);
         }
         if self.tokens >= TOKENS {
@@ -51,6 +55,11 @@ impl Energy {
             (self.joules, self.tokens) = (0.0, 0);
         }
         self.per_token_j
+    }
+
+    /// What left the batteries while requests ran, since the last call.
+    pub fn take_spent_j(&mut self) -> f64 {
+        std::mem::take(&mut self.spent_j)
     }
 }
 
@@ -76,5 +85,8 @@ mod tests {
         assert_eq!(see(220, 220, Some(10.0), true), Some(0.5));
         let now = see(230, 320, Some(10.0), false).unwrap();
         assert!((now - 0.65).abs() < 1e-9, "{now}");
+        // 2 s at 5 W, then 10 s at 10 W.
+        assert!((energy.take_spent_j() - 110.0).abs() < 1e-9);
+        assert!(energy.take_spent_j().abs() < 1e-9);
     }
 }

@@ -79,6 +79,8 @@ pub struct Change {
     pub to: String,
     /// Why.
     pub reason: String,
+    /// Why, in one word: the decision's cause, or "load" where a load made it.
+    pub cause: &'static str,
     /// How long the change took; 0 where a client's load made it.
     pub duration_us: u64,
 }

@@ -44,6 +44,7 @@ impl Governor {
             let tokens = crate::stream::tokens_made();
             let per_token = energy.see(Instant::now(), tokens, power_w, *busy.borrow());
             self.state().energy_per_token_j = per_token;
+            self.service.metrics().energy(energy.take_spent_j());
             let slept = std::mem::replace(&mut self.state().snapshot, snapshot).sleeping;
             if sleeping && !slept {
                 self.before_sleep(release.clone());
@@ -66,6 +67,8 @@ impl Governor {
                 }
             }
             self.publish();
+            let size = self.loaded().map(|loaded| loaded.size);
+            self.service.metrics().size_in_use(size.as_deref());
             tokio::select! {
                 changed = readings.changed(), if sensors_left => sensors_left = changed.is_ok(),
                 _ = status.changed() => {}
@@ -162,12 +165,12 @@ impl Governor {
                 Ok(None)
             })));
         }
-        let to = decision.size.clone();
+        let (to, cause) = (decision.size.clone(), decision.cause.name());
         Some(Ok(tokio::spawn(async move {
             let took = service.resize(&loaded, &to, &reason).await?;
             Ok(took.map(|took| {
                 let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-                Change { from: loaded.size, to, reason, duration_us }
+                Change { from: loaded.size, to, reason, cause, duration_us }
             }))
         })))
     }
@@ -200,12 +203,14 @@ impl Governor {
             && before.size != now.size
         {
             let (from, to) = (before.size.clone(), now.size.clone());
-            self.tell(Change { from, to, reason: "it was loaded anew".into(), duration_us: 0 });
+            let reason = "it was loaded anew".into();
+            self.tell(Change { from, to, reason, cause: "load", duration_us: 0 });
         }
         *active = Some(now);
     }
 
     fn tell(&self, change: Change) {
+        self.service.metrics().switched(change.cause, &change.from, &change.to);
         self.state().last_change = Some(change.clone());
         // Nobody may be listening.
         let _ = self.changes.send(change);

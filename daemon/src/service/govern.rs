@@ -123,6 +123,12 @@ impl Service {
         self.apply_limits();
     }
 
+    /// Bytes of the model that are in memory, by part; nothing where the engine cannot tell. Takes a while.
+    #[must_use]
+    pub fn resident(&self) -> Vec<(&'static str, u64)> {
+        self.engine.resident()
+    }
+
     /// Readies what a size needs that may come soon, where the engine can.
     pub fn prepare(&self, size: &str) {
         if let Err(error) = self.engine.prepare(size.to_owned()) {

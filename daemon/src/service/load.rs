@@ -247,6 +247,7 @@ impl Service {
             Ok(()) => {
                 self.forget_parked();
                 tracing::info!(
+                    request = sink.id(),
                     model = plan.model,
                     size = plan.size,
                     ms = began.elapsed().as_millis(),
@@ -261,15 +262,21 @@ impl Service {
                 Ok(())
             }
             Err(error) => {
-                tracing::error!(model = plan.model, size = plan.size, %error, "not loaded");
+                let request = sink.id();
+                tracing::error!(request, model = plan.model, size = plan.size, %error, "not loaded");
                 if let Some(before) = before.clone().filter(|_| self.held().is_none()) {
                     let (model, size) = (before.model.clone(), before.size.clone());
                     match self.try_load(before, &sink, &settings).await {
                         Ok(()) => {
-                            tracing::info!(model, size, "went back to what was loaded before");
+                            tracing::info!(
+                                request,
+                                model,
+                                size,
+                                "went back to what was loaded before"
+                            );
                         }
                         Err(error) => {
-                            tracing::error!(model, size, %error, "nor what was there before");
+                            tracing::error!(request, model, size, %error, "nor what was there before");
                         }
                     }
                 }

@@ -7,6 +7,7 @@ mod govern;
 mod load;
 pub mod memory;
 mod queue;
+mod requests;
 mod sessions;
 
 use std::collections::HashMap;
@@ -18,7 +19,8 @@ use tokio::sync::watch;
 
 use crate::engine::catalog::Catalog;
 use crate::engine::{Handle, Job, Plan};
-use crate::stream::{self, Events, Sink, Stopper};
+use crate::metrics::Metrics;
+use crate::stream::{self, Events, Sink};
 use crate::types::{
     Client, EngineKind, Error, GenerateRequest, Limits, Loaded, Message, Priority, SessionInfo,
     SessionOptions, SessionSettings, State, Status, check_messages,
@@ -27,6 +29,8 @@ use queue::{Gate, Queue, Running, Ticket};
 
 pub use govern::{Allowance, Chooser, Held};
 pub use load::{Listed, Then};
+use requests::Entry;
+pub use requests::{ActiveRequest, Activity};
 pub use sessions::Sessions;
 
 /// What the service takes from the configuration; replaced whole on a reload.
@@ -60,7 +64,7 @@ pub struct Service {
     /// Held by the load or unload that is under way.
     changing: Arc<tokio::sync::Mutex<()>>,
     /// Every request that was accepted and has not ended.
-    active: Arc<Mutex<HashMap<u64, Stopper>>>,
+    active: ActiveMap,
     next_id: AtomicU64,
     /// How the model in memory was loaded.
     held: Mutex<Option<Plan>>,
@@ -76,6 +80,8 @@ pub struct Service {
     busy: Arc<watch::Sender<bool>>,
     /// When the last request ended.
     idle_since: Arc<Mutex<Instant>>,
+    metrics: Arc<Metrics>,
+    began: Instant,
 }
 
 /// The daemon's state with its load and limits.
@@ -126,7 +132,15 @@ impl Service {
             chooser: RwLock::default(),
             busy: Arc::new(watch::Sender::new(false)),
             idle_since: Arc::new(Mutex::new(Instant::now())),
+            metrics: Arc::default(),
+            began: Instant::now(),
         })
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     /// Applies new settings; what concerns loading takes effect with the next load.
@@ -186,6 +200,16 @@ impl Service {
     pub fn generate(
         self: &Arc<Self>,
         client: &Client,
+        request: GenerateRequest,
+    ) -> Result<Events, Error> {
+        let priority = request.priority;
+        self.accept(client, request)
+            .inspect_err(|error| self.metrics.refused(Some(priority), error))
+    }
+
+    fn accept(
+        self: &Arc<Self>,
+        client: &Client,
         mut request: GenerateRequest,
     ) -> Result<Events, Error> {
         let settings = self.settings();
@@ -206,8 +230,10 @@ impl Service {
         request.messages.splice(0..0, before);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let ticket = self.queue.enter(id, request.priority)?;
-        let (sink, events) = stream::channel(id, settings.buffer_bytes);
-        let active = Active::enter(self, id, sink.stopper());
+        let recorder = self.metrics.recorder(request.priority);
+        let (sink, events) = stream::recorded(id, settings.buffer_bytes, recorder);
+        let entry = Entry::new(sink.stopper(), client.clone(), request.priority);
+        let active = Active::enter(self, id, entry);
         let session = turn.as_ref().map(|turn| turn.key);
         tracing::info!(request = id, %client, messages = request.messages.len(), "accepted");
         if let Some(turn) = turn {
@@ -366,7 +392,7 @@ impl Service {
     fn shut_down_active(&self) {
         let active = lock(&self.active);
         tracing::warn!(requests = active.len(), "the drain time is over: requests are ended");
-        active.values().for_each(Stopper::shut_down);
+        active.values().for_each(|entry| entry.stopper.shut_down());
     }
 
     fn loaded(&self) -> Option<Loaded> {
@@ -382,9 +408,9 @@ fn loading(model: &str) -> Error {
     Error::Busy { why, retry_after_ms: 1000 }
 }
 
-type ActiveMap = Arc<Mutex<HashMap<u64, Stopper>>>;
+type ActiveMap = Arc<Mutex<HashMap<u64, Entry>>>;
 
-fn lock(active: &ActiveMap) -> MutexGuard<'_, HashMap<u64, Stopper>> {
+fn lock(active: &ActiveMap) -> MutexGuard<'_, HashMap<u64, Entry>> {
     active.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -398,8 +424,8 @@ struct Active {
 }
 
 impl Active {
-    fn enter(service: &Service, id: u64, stopper: Stopper) -> Self {
-        lock(&service.active).insert(id, stopper);
+    fn enter(service: &Service, id: u64, entry: Entry) -> Self {
+        lock(&service.active).insert(id, entry);
         service.busy.send_if_modified(|busy| !std::mem::replace(busy, true));
         Self {
             map: Arc::clone(&service.active),

@@ -142,6 +142,28 @@ impl Error {
         Self::Unsupported { what: what.into(), why: why.into() }
     }
 
+    /// The error's name in the metrics: that of the contracts, in small letters.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::InvalidArgument { .. } => "invalid_argument",
+            Self::Unsupported { .. } => "unsupported",
+            Self::ContextTooLong { .. } => "context_too_long",
+            Self::QueueFull { .. } => "queue_full",
+            Self::Busy { .. } => "busy",
+            Self::OverQuota { .. } => "over_quota",
+            Self::SessionNotFound { .. } => "session_not_found",
+            Self::ModelNotLoaded { .. } => "model_not_loaded",
+            Self::ModelNotFound { .. } => "model_not_found",
+            Self::ModelInvalid { .. } => "model_invalid",
+            Self::InsufficientMemory { .. } => "insufficient_memory",
+            Self::NotAllowed { .. } => "not_allowed",
+            Self::Lagged { .. } => "lagged",
+            Self::ShuttingDown => "shutting_down",
+            Self::Internal(_) => "internal",
+        }
+    }
+
     /// The numbers and names of the error, the same on every transport.
     #[must_use]
     pub fn details(&self) -> Vec<(&'static str, Detail)> {

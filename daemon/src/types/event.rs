@@ -87,6 +87,29 @@ pub struct Logprob {
     pub logprob: f64,
 }
 
+/// How far a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It waits for others, or for the model.
+    Queued,
+    /// Its prompt is being read.
+    Prefill,
+    /// Its answer is being made.
+    Decode,
+}
+
+impl Stage {
+    /// The name on D-Bus.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
+}
+
 /// How a request ended, and what it took.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Finished {
@@ -119,6 +142,17 @@ impl FinishReason {
     #[must_use]
     pub fn is_whole(self) -> bool {
         matches!(self, Self::Stop | Self::Length)
+    }
+
+    /// The name on D-Bus and in the metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+            Self::Deadline => "deadline",
+        }
     }
 }
 

@@ -9,7 +9,9 @@ mod session;
 
 pub use client::Client;
 pub use error::{Detail, Error};
-pub use event::{Event, FinishReason, Finished, Logprob, Text, Timings, TokenLogprobs, Usage};
+pub use event::{
+    Event, FinishReason, Finished, Logprob, Stage, Text, Timings, TokenLogprobs, Usage,
+};
 pub use model::{EngineKind, Loaded, ModelInfo, SizeInfo, State, Status};
 pub use request::{
     GenerateRequest, Limits, Message, Part, Priority, Role, Sampling, Stopping, check_messages,

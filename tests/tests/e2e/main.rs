@@ -9,8 +9,11 @@ mod contract;
 mod elastic;
 mod errors;
 mod governor;
+mod health;
 mod hostile;
+mod ids;
 mod logprobs;
+mod metrics;
 #[cfg(feature = "mistralrs")]
 mod mistralrs;
 mod models;

@@ -1,9 +1,11 @@
 //! `nestctl` as a person or a script uses it, over both transports.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use nestd_tests::{Builder, Daemon, program};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 fn nestctl(daemon: &Daemon, transport: &str) -> Command {
@@ -216,4 +218,163 @@ fn eval_counts_exact_answers_by_skill_and_size() {
     assert!(!output.status.success());
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(told.contains("eval.jsonl:1"), "{told}");
+}
+
+#[test]
+fn top_without_a_terminal_is_one_look() {
+    let daemon = Builder::sim().start();
+    let mut running = nestctl(&daemon, "--grpc")
+        .args(["ask", "--quiet", "--priority", "background", &"secret ".repeat(500)])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Its answer has begun.
+    running.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+    for transport in TRANSPORTS {
+        for arguments in [&["top"][..], &["top", "--once"]] {
+            let output = run(nestctl(&daemon, transport).args(arguments));
+            assert!(output.status.success(), "{output:?}");
+            let text = stdout(&output);
+            assert!(text.starts_with("nestd 0.1.0  ready  model sim"), "{text}");
+            let row = text.lines().find(|line| line.contains("background"));
+            let row = row.unwrap_or_else(|| panic!("no request in\n{text}"));
+            assert!(row.contains("decode") && row.contains(&running.id().to_string()), "{text}");
+            assert!(!text.contains("secret") && !text.contains('\x1b'), "{text}");
+        }
+        let told = json(&run(nestctl(&daemon, transport).args(["--json", "top"])));
+        assert_eq!(told["requests"].as_array().unwrap().len(), 1, "{told}");
+        assert_eq!(told["requests"][0]["state"], "decode");
+        assert_eq!(told["requests"][0]["priority"], "background");
+        assert_eq!(told["status"]["running_requests"], 1);
+        assert!(told["completion_tokens"].as_u64().unwrap() > 0, "{told}");
+    }
+    running.kill().unwrap();
+    running.wait().unwrap();
+}
+
+/// Runs its arguments on a terminal of 80 by 24, does what the lines of its input say ("wait TEXT", "keys
+/// TEXT", "resize COLUMNS ROWS", "stop"), and prints everything that the terminal was told.
+const ON_A_TERMINAL: &str = r#"
+import fcntl, os, pty, select, signal, struct, sys, termios, time
+def resize(columns, rows):
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+pid, master = pty.fork()
+if pid == 0:
+    time.sleep(0.2)
+    os.execvp(sys.argv[1], sys.argv[1:])
+resize(80, 24)
+told, since = b"", 0
+def read(seconds):
+    global told
+    if not select.select([master], [], [], seconds)[0]:
+        return True
+    try:
+        data = os.read(master, 65536)
+    except OSError:
+        return False
+    told += data
+    return bool(data)
+for line in sys.stdin:
+    what, _, text = line.rstrip("\n").partition(" ")
+    if what == "wait":
+        end = time.time() + 30
+        while text.encode() not in told[since:]:
+            if time.time() > end or not read(0.1):
+                sys.exit("no %r in %r" % (text, told[since:]))
+        print("seen", flush=True)
+    elif what == "keys":
+        os.write(master, text.encode().decode("unicode_escape").encode())
+    elif what == "resize":
+        since = len(told)
+        resize(*map(int, text.split()))
+    elif what == "stop":
+        os.kill(pid, signal.SIGTERM)
+while read(30):
+    pass
+_, status = os.waitpid(pid, 0)
+print("exit", os.waitstatus_to_exitcode(status), "restored", b"\x1b[?1049l" in told and told.rfind(b"\x1b[?25h") > told.rfind(b"\x1b[?25l"))
+"#;
+
+struct OnATerminal(std::process::Child, BufReader<std::process::ChildStdout>);
+
+impl OnATerminal {
+    fn top(socket: &Path) -> Self {
+        let mut child = Command::new("/usr/bin/python3")
+            .args(["-c", ON_A_TERMINAL])
+            .arg(program("nestctl"))
+            .arg("top")
+            .env("NESTCTL_SOCKET", socket)
+            .env("TERM", "xterm-256color")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self(child, output)
+    }
+
+    fn tell(&mut self, line: &str) {
+        writeln!(self.0.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.1.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn sees(&mut self, text: &str) {
+        self.tell(&format!("wait {text}"));
+        assert_eq!(self.line(), "seen", "{text}");
+    }
+
+    fn end(mut self) -> String {
+        drop(self.0.stdin.take());
+        let line = self.line();
+        self.0.wait().unwrap();
+        line
+    }
+}
+
+#[test]
+fn top_on_a_terminal_lives_through_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("nestd.sock");
+    let setting = format!("'{}'", socket.display());
+    let start = || Builder::sim().set("grpc.socket", &setting).without_bus().start();
+    let mut daemon = start();
+    let mut top = OnATerminal::top(&socket);
+    top.sees("quits");
+    top.tell("resize 40 10");
+    top.sees("quits");
+    top.tell("resize 80 24");
+    top.sees("TTFT");
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.wait().success());
+    top.sees("reconnecting");
+    let _daemon = start();
+    let mut running = Command::new(program("nestctl"))
+        .args(["ask", "--priority", "background", &"secret ".repeat(500)])
+        .env("NESTCTL_SOCKET", &socket)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    top.sees("background");
+    running.kill().unwrap();
+    running.wait().unwrap();
+    top.tell("keys q");
+    assert_eq!(top.end(), "exit 0 restored True");
+}
+
+#[test]
+fn top_leaves_the_terminal_in_order_however_it_ends() {
+    let daemon = Builder::sim().without_bus().start();
+    let ends = [("keys \\x1b", 0), ("keys \\x03", 0), ("stop", 130)];
+    for (how, code) in ends {
+        let mut top = OnATerminal::top(&daemon.socket());
+        top.sees("quits");
+        top.tell(how);
+        assert_eq!(top.end(), format!("exit {code} restored True"), "{how}");
+    }
 }

@@ -251,7 +251,8 @@ fn reading_rows(readings: &Readings) -> Vec<(&'static str, String)> {
     rows
 }
 
-fn value(report: &GovernorReport) -> Value {
+/// The object that `--json` prints.
+pub fn value(report: &GovernorReport) -> Value {
     let readings = report.readings.clone().unwrap_or_default();
     let holds = report.holds.iter().map(|hold| {
         json!({ "id": hold.id, "client": hold.client, "min_size": hold.min_size,

@@ -22,7 +22,8 @@ use crate::model::problem;
 use crate::problem::Problem;
 use crate::render::Screen;
 
-pub use live::{auto, pin};
+pub use live::{auto, pin, value};
+pub use simulate::clock;
 
 /// What needs no daemon: printing a profile, and simulating with a model's file. False for the rest.
 pub fn local(command: Option<&GovernorCommand>, screen: &mut Screen) -> Result<bool, Problem> {

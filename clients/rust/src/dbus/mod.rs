@@ -1,7 +1,9 @@
 //! The D-Bus half: method calls of `org.nestd.Manager1` with the vocabulary of `nestd.v1`. `Client`
-//! calls it. Requests under way are in `request`, `org.nestd.Governor1` in `governor`, the streams of
+//! calls it. Requests under way are in `request`, `org.nestd.Governor1` in `governor`, the list of
+//! requests in `activity`, the streams of
 //! reports in `watch`, and what the values look like on the bus in `convert`.
 
+mod activity;
 mod convert;
 mod governor;
 mod request;

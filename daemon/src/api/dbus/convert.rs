@@ -6,12 +6,12 @@ use std::collections::HashMap;
 
 use zbus::{OwnedVariant, Str, Variant};
 
-use crate::api::later;
+use crate::api::{later, micros, millis};
 use crate::governor::Wish;
-use crate::service::{Listed, Report};
+use crate::service::{ActiveRequest, Activity, Listed, Report};
 use crate::types::{
-    EngineKind, Error, FinishReason, Finished, Logprob, Message, Part, Priority, Role, Sampling,
-    SessionInfo, SessionOptions, State, Status, Stopping, TokenLogprobs,
+    EngineKind, Error, Finished, Logprob, Message, Part, Priority, Role, Sampling, SessionInfo,
+    SessionOptions, State, Status, Stopping, TokenLogprobs,
 };
 
 /// A conversation: `a(sa(sv))`.
@@ -207,14 +207,8 @@ pub(super) fn logprobs(drawn: &[TokenLogprobs]) -> Vec<(Token, Vec<Token>)> {
 }
 
 pub(super) fn finished(end: &Finished) -> Dict {
-    let reason = match end.reason {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-        FinishReason::Cancelled => "cancelled",
-        FinishReason::Deadline => "deadline",
-    };
     HashMap::from([
-        ("reason", string(reason)),
+        ("reason", string(end.reason.name())),
         ("prompt_tokens", end.usage.prompt_tokens.into()),
         ("cached_tokens", end.usage.cached_tokens.into()),
         ("completion_tokens", end.usage.completion_tokens.into()),
@@ -270,6 +264,29 @@ pub(super) fn report(report: &Report) -> Dict {
         ("running", (*running).into()),
         ("queued", (*queued).into()),
     ])
+}
+
+/// The rows of `ListRequests`, and its totals.
+pub(super) fn activity(activity: &Activity) -> (Vec<Dict>, Dict) {
+    let row = |request: &ActiveRequest| {
+        let ActiveRequest { id, client, priority, glance } = request;
+        HashMap::from([
+            ("request_id", (*id).into()),
+            ("client", string(&client.to_string())),
+            ("priority", string(priority.name())),
+            ("state", string(glance.stage.name())),
+            ("prompt_tokens", glance.usage.prompt_tokens.into()),
+            ("completion_tokens", glance.usage.completion_tokens.into()),
+            ("age_ms", millis(glance.age).into()),
+            ("ttft_us", glance.ttft.map_or(0, micros).into()),
+        ])
+    };
+    let totals = HashMap::from([
+        ("uptime_ms", millis(activity.uptime).into()),
+        ("completion_tokens", activity.completion_tokens.into()),
+        ("ended_requests", activity.ended_requests.into()),
+    ]);
+    (activity.requests.iter().map(row).collect(), totals)
 }
 
 pub(super) fn model(listed: &Listed) -> Dict {

@@ -68,6 +68,11 @@ impl Manager {
         convert::report(&self.core.service.report())
     }
 
+    #[zbus(out_args("requests", "totals"))]
+    fn list_requests(&self) -> (Vec<Dict>, Dict) {
+        convert::activity(&self.core.service.activity())
+    }
+
     #[zbus(out_args("request"))]
     async fn generate(
         &self,
@@ -169,13 +174,17 @@ impl Manager {
         header: &Header<'_>,
         connection: &Connection,
     ) -> Result<NewRequest, Failure> {
-        let options = convert::options(options)?;
+        let refused = |error| {
+            self.core.service.metrics().refused(None, &error);
+            error
+        };
+        let options = convert::options(options).map_err(refused)?;
         if pipe.is_some() && options.top_logprobs.is_some() {
             let why = "GenerateToFd passes text only; Generate tells them";
-            return Err(Error::unsupported("top_logprobs", why).into());
+            return Err(refused(Error::unsupported("top_logprobs", why)).into());
         }
         let request = GenerateRequest {
-            messages: convert::messages(messages)?,
+            messages: convert::messages(messages).map_err(refused)?,
             sampling: options.sampling,
             json_schema: options.json_schema,
             top_logprobs: options.top_logprobs,

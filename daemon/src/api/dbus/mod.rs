@@ -153,7 +153,7 @@ impl Server {
                     governor.tell(&emitter, now).await?;
                 }
                 // One that was missed while there were too many is no loss: LastChange has the newest.
-                Ok(Change { from, to, reason, duration_us }) = self.changes.recv() => {
+                Ok(Change { from, to, reason, duration_us, .. }) = self.changes.recv() => {
                     let reason = convert::clean(&reason);
                     Governor::size_changed(&emitter, &from, &to, &reason, duration_us).await?;
                 }

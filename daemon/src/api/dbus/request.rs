@@ -17,6 +17,7 @@ use super::convert::{self, Dict, Token};
 use super::error::{self, Failure};
 use super::handles::Handle;
 use super::pipe::Pipe;
+use crate::api::REQUEST_ID;
 use crate::stream::{Events, Stopper};
 use crate::types::{Client, Error, Event};
 
@@ -175,9 +176,10 @@ impl Registered {
     /// `telling` is dropped when the caller knows the end.
     async fn run(self, pipe: Option<Pipe>, telling: TaskTrackerToken) {
         let Self { connection, emitter, handle, events, outcome } = self;
+        let request = events.id();
         let tell = async {
             if let Err(error) = forward(events, pipe, &emitter, &outcome).await {
-                tracing::debug!(path = %handle.path, %error, "the caller cannot be told");
+                tracing::debug!(request, path = %handle.path, %error, "the caller cannot be told");
             }
             drop(telling);
             sleep(LINGER).await;
@@ -187,7 +189,7 @@ impl Registered {
             () = tell => {}
         }
         if let Err(error) = connection.object_server().remove::<Request, _>(&handle.path).await {
-            tracing::debug!(path = %handle.path, %error, "the object was gone");
+            tracing::debug!(request, path = %handle.path, %error, "the object was gone");
         }
     }
 }
@@ -229,7 +231,8 @@ async fn forward(
                 }
             },
             Event::Finished(end) => {
-                let result = convert::finished(&end);
+                let mut result = convert::finished(&end);
+                result.insert(REQUEST_ID, events.id().into());
                 outcome.lock().clone_from(&result);
                 // Whoever sees the pipe's end can read the outcome.
                 drop(pipe.take());
@@ -237,7 +240,8 @@ async fn forward(
             }
             Event::Failed(problem) => {
                 let (name, message) = (error::name(&problem), problem.to_string());
-                let details = error::details(&problem);
+                let mut details = error::details(&problem);
+                details.insert(REQUEST_ID, events.id().into());
                 *outcome.lock() = convert::failed(&name, &message, &details);
                 drop(pipe.take());
                 Request::failed(emitter, &name, &convert::clean(&message), &details).await?;

@@ -3,11 +3,11 @@
 
 use nestd_proto::v1;
 
-use crate::api::later;
-use crate::service::{Listed, Report};
+use crate::api::{later, micros, millis};
+use crate::service::{ActiveRequest, Activity, Listed, Report};
 use crate::types::{
     Error, Event, FinishReason, Finished, GenerateRequest, Logprob, Message, Part, Priority, Role,
-    Sampling, SessionInfo, SessionOptions, State, Stopping, Text,
+    Sampling, SessionInfo, SessionOptions, Stage, State, Stopping, Text,
 };
 
 pub(super) fn request(request: v1::GenerateRequest) -> Result<GenerateRequest, Error> {
@@ -195,6 +195,39 @@ pub(super) fn report(report: Report) -> v1::StatusReport {
         }),
         running_requests: running,
         queued_requests: queued,
+    }
+}
+
+pub(super) fn activity(activity: Activity) -> v1::ListRequestsResponse {
+    let Activity { requests, uptime, completion_tokens, ended_requests } = activity;
+    let row = |request: ActiveRequest| {
+        let ActiveRequest { id, client, priority, glance } = request;
+        let priority = match priority {
+            Priority::Interactive => v1::Priority::Interactive,
+            Priority::Normal => v1::Priority::Normal,
+            Priority::Background => v1::Priority::Background,
+        };
+        let state = match glance.stage {
+            Stage::Queued => v1::RequestState::Queued,
+            Stage::Prefill => v1::RequestState::Prefill,
+            Stage::Decode => v1::RequestState::Decode,
+        };
+        v1::ActiveRequest {
+            request_id: id,
+            client: client.to_string(),
+            priority: priority.into(),
+            state: state.into(),
+            prompt_tokens: glance.usage.prompt_tokens,
+            completion_tokens: glance.usage.completion_tokens,
+            age_ms: millis(glance.age),
+            ttft_us: glance.ttft.map_or(0, micros),
+        }
+    };
+    v1::ListRequestsResponse {
+        requests: requests.into_iter().map(row).collect(),
+        uptime_ms: millis(uptime),
+        completion_tokens,
+        ended_requests,
     }
 }
 

@@ -8,6 +8,7 @@ use nestd_proto::v1::ErrorReason;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::api::REQUEST_ID;
 use crate::types::{Detail, Error};
 
 /// Text of an error that a status carries: it goes into headers, whose size peers limit, and what a client
@@ -17,18 +18,24 @@ const TEXT: usize = 1024;
 /// The status for an error. `ErrorInfo` carries the reason and the numbers, `RetryInfo` the time to try
 /// again, `BadRequest` the field, `QuotaFailure` the limit.
 pub(super) fn status(error: &Error) -> Status {
+    with_metadata(error, HashMap::new())
+}
+
+/// The status that ends a request that was accepted: its metadata has the request's number, too.
+pub(super) fn failed(error: &Error, request_id: u64) -> Status {
+    with_metadata(error, HashMap::from([(REQUEST_ID.to_owned(), request_id.to_string())]))
+}
+
+fn with_metadata(error: &Error, mut metadata: HashMap<String, String>) -> Status {
     let (code, reason) = code_and_reason(error);
-    let metadata: HashMap<String, String> = error
-        .details()
-        .into_iter()
-        .map(|(key, value)| {
-            let value = match value {
-                Detail::Number(number) => number.to_string(),
-                Detail::Text(text) => bounded(text),
-            };
-            (key.to_owned(), value)
-        })
-        .collect();
+    let details = error.details().into_iter().map(|(key, value)| {
+        let value = match value {
+            Detail::Number(number) => number.to_string(),
+            Detail::Text(text) => bounded(text),
+        };
+        (key.to_owned(), value)
+    });
+    metadata.extend(details);
     let mut details = ErrorDetails::with_error_info(reason.as_str_name(), ERROR_DOMAIN, metadata);
     if let Some(retry_after_ms) = error.retry_after_ms() {
         details.set_retry_info(Some(Duration::from_millis(retry_after_ms)));
@@ -78,5 +85,39 @@ pub(crate) fn code_and_reason(error: &Error) -> (Code, ErrorReason) {
         Error::Lagged { .. } => (Code::Aborted, ErrorReason::Lagged),
         Error::ShuttingDown => (Code::Unavailable, ErrorReason::ShuttingDown),
         Error::Internal(_) => (Code::Internal, ErrorReason::Internal),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_metrics_name_errors_as_the_contract_does() {
+        let text = String::new;
+        let all = [
+            Error::invalid("x", "y"),
+            Error::unsupported("x", "y"),
+            Error::ContextTooLong { prompt_tokens: 1, max_tokens: 1, context_tokens: 1 },
+            Error::QueueFull { limit: 1, retry_after_ms: 1 },
+            Error::Busy { why: text(), retry_after_ms: 1 },
+            Error::ModelNotLoaded { problem: text() },
+            Error::ModelNotFound { model: text() },
+            Error::ModelInvalid { model: text(), problem: text() },
+            Error::InsufficientMemory {
+                model: text(),
+                size: text(),
+                need_mib: 1,
+                available_mib: 1,
+            },
+            Error::NotAllowed { what: text() },
+            Error::Lagged { buffer_bytes: 1 },
+            Error::ShuttingDown,
+            Error::Internal(text()),
+        ];
+        for error in all {
+            let (_, reason) = code_and_reason(&error);
+            assert_eq!(reason.as_str_name().to_ascii_lowercase(), error.name());
+        }
     }
 }

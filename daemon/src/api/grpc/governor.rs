@@ -110,7 +110,7 @@ fn report(report: Report) -> v1::GovernorReport {
         pin: holds.pin.unwrap_or_default(),
         problem,
         last_change: last_change.map(|change| {
-            let Change { from, to, reason, duration_us } = change;
+            let Change { from, to, reason, duration_us, .. } = change;
             v1::SizeChange { from, to, reason, duration_us }
         }),
         energy_per_token_j,

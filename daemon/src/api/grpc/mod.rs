@@ -7,25 +7,24 @@ mod connection;
 mod convert;
 pub(crate) mod error;
 mod governor;
+mod health;
 mod services;
 mod sessions;
 
-use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nestd_proto::v1;
-use nix::unistd::{Gid, Group, chown};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport;
 
-use crate::api::Core;
+use crate::api::{Core, socket};
 use connection::Connection;
 use futures::TryStreamExt;
+use health::Health;
 use services::Api;
 
 /// A request is its text, at most this much over it.
@@ -43,29 +42,7 @@ impl Server {
     /// Binds the socket with its mode and group. A socket that nobody serves is replaced; one that
     /// answers is another daemon's, and an error.
     pub async fn bind(path: &Path, mode: u32, group: &str) -> io::Result<Self> {
-        if UnixStream::connect(path).await.is_ok() {
-            return Err(io::Error::new(
-                io::ErrorKind::AddrInUse,
-                "another daemon serves this socket: stop it, or set grpc.socket",
-            ));
-        }
-        let gid = match group {
-            "" => None,
-            name => Some(group_id(name)?),
-        };
-        // Made under another name and renamed: nobody can connect before mode and group are set.
-        let mut fresh = path.as_os_str().to_owned();
-        fresh.push(format!(".{}", std::process::id()));
-        let fresh = PathBuf::from(fresh);
-        let listener = UnixListener::bind(&fresh)?;
-        let settle = || {
-            std::fs::set_permissions(&fresh, Permissions::from_mode(mode))?;
-            chown(&fresh, None, gid)?;
-            std::fs::rename(&fresh, path)
-        };
-        settle().inspect_err(|_| {
-            let _ = std::fs::remove_file(&fresh);
-        })?;
+        let listener = socket::bind(path, mode, group, "grpc.socket").await?;
         Ok(Self { listener, path: path.to_owned() })
     }
 
@@ -77,12 +54,9 @@ impl Server {
         stop: CancellationToken,
     ) -> io::Result<()> {
         let api = Api { core, stop: stop.clone() };
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<v1::governor_server::GovernorServer<Api>>().await;
-        health.set_serving::<v1::inference_server::InferenceServer<Api>>().await;
-        health.set_serving::<v1::models_server::ModelsServer<Api>>().await;
-        health.set_serving::<v1::sessions_server::SessionsServer<Api>>().await;
-        health.set_serving::<v1::status_server::StatusServer<Api>>().await;
+        let (reporter, health_service) = tonic_health::server::health_reporter();
+        let health = Health::new(reporter, api.core.service.watch()).await;
+        tokio::spawn(health.run(stop.clone()));
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -109,15 +83,5 @@ impl Server {
             .await;
         let _ = std::fs::remove_file(&self.path);
         served.map_err(io::Error::other)
-    }
-}
-
-fn group_id(name: &str) -> io::Result<Gid> {
-    match Group::from_name(name)? {
-        Some(group) => Ok(group.gid),
-        None => Err(io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("there is no group {name:?}: create it, or set grpc.socket_group"),
-        )),
     }
 }

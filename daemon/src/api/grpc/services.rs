@@ -9,7 +9,7 @@ use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::error::status;
+use super::error::{failed, status};
 use super::{connection, convert};
 use crate::api::Core;
 use crate::stream::Events;
@@ -46,7 +46,7 @@ pub(super) fn refuse(error: Error) -> Status {
 pub(super) fn events(events: Events) -> Streaming<v1::GenerateEvent> {
     let request_id = events.id();
     Box::pin(events.map(move |event| {
-        let event = convert::event(event).map_err(refuse)?;
+        let event = convert::event(event).map_err(|error| failed(&error, request_id))?;
         Ok(v1::GenerateEvent { request_id, event: Some(event) })
     }))
 }
@@ -60,7 +60,10 @@ impl v1::inference_server::Inference for Api {
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let client = client(&request);
-        let request = convert::request(request.into_inner()).map_err(refuse)?;
+        let request = convert::request(request.into_inner()).map_err(|error| {
+            self.core.service.metrics().refused(None, &error);
+            refuse(error)
+        })?;
         Ok(Response::new(events(self.core.service.generate(&client, request).map_err(refuse)?)))
     }
 
@@ -76,6 +79,13 @@ impl v1::inference_server::Inference for Api {
 
 #[tonic::async_trait]
 impl v1::status_server::Status for Api {
+    async fn list_requests(
+        &self,
+        _: Request<v1::ListRequestsRequest>,
+    ) -> Result<Response<v1::ListRequestsResponse>, Status> {
+        Ok(Response::new(convert::activity(self.core.service.activity())))
+    }
+
     type WatchStream = Streaming<v1::StatusReport>;
 
     async fn get(

@@ -192,6 +192,7 @@ impl Elastic {
             readers: Arc::default(),
             steps: 0,
             constraints: Constraints::default(),
+            kv_bytes: Arc::default(),
             running: Vec::new(),
             pages,
         })

@@ -15,6 +15,7 @@ mod prefix;
 mod request;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ use self::load::{Rung, Text};
 use self::pages::Pages;
 use self::prefix::Prefixes;
 use self::request::{Outcome, Running, Start};
-use super::{Constraints, Engine, Job, Step};
+use super::{Constraints, Engine, Job, Probe, Step};
 use crate::types::{Error, GenerateRequest, Loaded, Message, Priority};
 
 /// Prompt tokens in a step when nobody else waits for a token, and when somebody does.
@@ -63,6 +64,8 @@ pub struct Elastic {
     steps: u32,
     constraints: Constraints,
     pages: Pages,
+    /// What all KV caches take, for those who ask from elsewhere.
+    kv_bytes: Arc<AtomicU64>,
 }
 
 struct Compiling {
@@ -109,6 +112,7 @@ impl Engine for Elastic {
             let error = Error::ModelInvalid { model, problem };
             self.running.drain(..).for_each(|running| running.fail(error.clone()));
         }
+        self.tell_kv();
         let tidy = self.pages.tidy(&self.slice);
         if !self.running.is_empty() {
             return Step::Ready;
@@ -139,11 +143,28 @@ impl Engine for Elastic {
         self.constraints = constraints;
         if !constraints.caches {
             self.prefixes.clear();
+            self.tell_kv();
         }
     }
 
     fn forget(&mut self, session: u64) {
         self.prefixes.forget(session);
+    }
+
+    fn probe(&self) -> Option<Probe> {
+        let (model, kv_bytes) = (Arc::downgrade(&self.model), Arc::clone(&self.kv_bytes));
+        Some(Arc::new(move || {
+            let Some(resident) = model.upgrade().and_then(|model| model.resident().ok()) else {
+                return Vec::new();
+            };
+            vec![
+                ("layers", resident.layers),
+                ("embedding", resident.embedding),
+                ("ple", resident.ple),
+                ("rest", resident.rest),
+                ("kv", kv_bytes.load(Ordering::Relaxed)),
+            ]
+        }))
     }
 
     fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error> {
@@ -260,6 +281,11 @@ impl Elastic {
             }
         }
         Ok(())
+    }
+
+    fn tell_kv(&self) {
+        let running: u64 = self.running.iter().map(|running| running.sequence().bytes()).sum();
+        self.kv_bytes.store(running + self.prefixes.bytes(), Ordering::Relaxed);
     }
 
     /// The tokens that each running request gets into the next step.

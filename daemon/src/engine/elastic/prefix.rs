@@ -53,6 +53,11 @@ impl Prefixes {
         Sequence::new(shape)
     }
 
+    /// What the kept ones take.
+    pub fn bytes(&self) -> u64 {
+        self.kept.iter().map(|kept| kept.sequence.bytes()).sum()
+    }
+
     /// Forgets all.
     pub fn clear(&mut self) {
         self.kept.clear();
@@ -85,7 +90,7 @@ impl Prefixes {
             !(tokens.starts_with(&kept.tokens) && sequence.shortest() <= kept.tokens.len())
         });
         self.kept.push(Kept { session, tokens, sequence });
-        while self.kept.iter().map(|kept| kept.sequence.bytes()).sum::<u64>() > self.bytes {
+        while self.bytes() > self.bytes {
             self.kept.remove(0);
         }
     }

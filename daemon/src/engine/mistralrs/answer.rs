@@ -164,6 +164,7 @@ pub(super) async fn run(shared: Arc<Shared>, job: Job) {
             () = cancelled.cancelled() => None,
         }
     };
+    let request = sink.id();
     match result {
         // Dropping the sink tells the reader why.
         None => drop(sink),
@@ -181,7 +182,7 @@ pub(super) async fn run(shared: Arc<Shared>, job: Job) {
         }
     };
     if tokio::time::timeout(LET_GO, gone).await.is_err() {
-        tracing::warn!("mistral.rs keeps a request that was ended");
+        tracing::warn!(request, "mistral.rs keeps a request that was ended");
     }
     drop(place);
 }
