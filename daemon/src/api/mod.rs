@@ -1,10 +1,13 @@
-//! The two APIs, side by side over one service. Each decodes, says who calls, and encodes; neither
-//! decides anything.
+//! The two APIs, side by side over one service. Each says who calls, asks [`access`] whether it may,
+//! decodes and encodes; neither decides anything.
 
+pub(crate) mod access;
 pub mod dbus;
 pub mod grpc;
 
 use std::sync::Arc;
+
+pub use access::Gate;
 
 use crate::governor::Governor;
 use crate::service::Service;
@@ -17,6 +20,8 @@ pub struct Core {
     pub service: Arc<Service>,
     /// The size, and what the device can afford.
     pub governor: Arc<Governor>,
+    /// Who may do what.
+    pub gate: Arc<Gate>,
 }
 
 /// What the contracts have room for, and a later version brings.

@@ -1,11 +1,13 @@
 //! The daemon's own vocabulary. Knows nothing of transports, engines or files; everybody knows it.
 
+mod access;
 mod client;
 mod error;
 mod event;
 mod model;
 mod request;
 
+pub use access::{Access, Class, Entry, Table};
 pub use client::Client;
 pub use error::{Detail, Error};
 pub use event::{Event, FinishReason, Finished, Timings, Usage};

@@ -4,16 +4,19 @@
 //! daemon. Every method call runs in a task of its own (zbus's), and so does every request.
 
 mod caller;
+mod checked;
 mod convert;
 mod error;
 mod governor;
 mod handles;
 mod manager;
 mod pipe;
+mod polkit;
 mod request;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -29,9 +32,11 @@ use zbus::{Connection, OwnedVariant, Variant};
 use crate::api::Core;
 use crate::governor::{Change, Report};
 use crate::types::Status;
+use checked::Checks;
 use governor::Governor;
 use handles::Handles;
 use manager::Manager;
+use polkit::Polkit;
 
 /// The bus answers within this time, or a call to it fails.
 const BUS_ANSWERS: Duration = Duration::from_secs(10);
@@ -48,33 +53,41 @@ pub struct Server {
 }
 
 /// Which bus to be on.
-pub enum Bus<'a> {
+#[derive(Clone)]
+pub enum Bus {
     /// The system bus.
     System,
     /// The session bus.
     Session,
     /// The bus at this address.
-    Address(&'a str),
+    Address(String),
+}
+
+impl Bus {
+    fn builder(&self) -> Builder<'_> {
+        match self {
+            Self::System => Builder::system(),
+            Self::Session => Builder::session(),
+            Self::Address(address) => Builder::address(address.as_str()),
+        }
+    }
 }
 
 impl Server {
     /// Connects, puts the object in place, and then takes the name.
-    pub async fn connect(bus: Bus<'_>, core: Core) -> zbus::Result<Self> {
+    pub async fn connect(bus: Bus, core: Core) -> zbus::Result<Self> {
         let handles = Handles::default();
         let status = core.service.watch();
         let (report, changes) = (core.governor.watch(), core.governor.changes());
         let governor = Governor::new(core.governor.clone(), handles.clone());
         let telling = TaskTracker::new();
+        let gate = core.gate.clone();
         let manager = Manager { core, handles: handles.clone(), telling: telling.clone() };
-        let builder = match bus {
-            Bus::System => Builder::system(),
-            Bus::Session => Builder::session(),
-            Bus::Address(address) => Builder::address(address),
-        };
-        let connection =
-            builder.method_timeout(BUS_ANSWERS).serve_at(PATH, manager).build().await?;
+        let builder = bus.builder().method_timeout(BUS_ANSWERS);
+        let checks = Checks { gate, polkit: Arc::new(Polkit::new(bus.clone())) };
+        let connection = builder.serve_at(PATH, checks.around(manager)).build().await?;
         // Before the name is taken: nobody can call yet.
-        connection.object_server().at(PATH, governor).await?;
+        connection.object_server().at(PATH, checks.around(governor)).await?;
         let names = fdo::DBusProxy::new(&connection)
             .await?
             .receive_name_owner_changed_with_args(&[(2, "")])

@@ -7,11 +7,11 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use nestd_proto::v1;
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
 use super::convert;
 use super::error::status;
+use super::gate;
 use crate::api::Core;
 use crate::types::{Client, Error, Event};
 
@@ -25,14 +25,9 @@ pub(super) struct Api {
     pub(super) stop: CancellationToken,
 }
 
-/// Who calls, as the kernel says.
-pub(super) fn client<T>(request: &Request<T>) -> Client {
-    let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
-    Client {
-        uid: peer.map(|peer| peer.uid()),
-        pid: peer.and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok()),
-        name: String::new(),
-    }
+/// Who calls.
+pub(super) fn client<T>(request: &Request<T>) -> Arc<Client> {
+    gate::client(request.extensions().get())
 }
 
 // By value: it stands in map_err.
