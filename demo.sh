@@ -69,6 +69,8 @@ dwell_s = 1.0
 socket = "$work/nestd.sock"
 [dbus]
 bus = "unix:path=$work/bus"
+[access]
+control = ["$(id -u)"]
 END
 
 # A battery of files, for the governor.

@@ -72,7 +72,7 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
         Bus::Off => None,
         Bus::System => Some(dbus::Bus::System),
         Bus::Session => Some(dbus::Bus::Session),
-        Bus::Address(address) => Some(dbus::Bus::Address(address.clone())),
+        Bus::Address(address) => Some(dbus::Bus::Address(address)),
     };
     let (mut dbus, told): (JoinHandle<Result<(), Fatal>>, _) = match bus {
         None => (tokio::spawn(std::future::pending()), None),

@@ -43,7 +43,10 @@ With --json, an error is an object on standard error:
 
 Environment:
   NESTCTL_SOCKET   the daemon's socket, where --socket is not given
-  NESTCTL_BUS      the message bus for --dbus, where --bus is not given";
+  NESTCTL_BUS      the message bus for --dbus, where --bus is not given
+  NESTCTL_SERVER   the daemon's address on TCP, where neither --server nor --socket is given
+  NESTCTL_CA, NESTCTL_CERTIFICATE, NESTCTL_KEY
+                   the files for TCP, where --ca, --certificate and --key are not given";
 
 /// Talks to nestd, the daemon that serves Gemma 3n on this device.
 ///
@@ -61,9 +64,9 @@ pub struct Cli {
 }
 
 /// What every command takes.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub struct Global {
-    /// Talk gRPC over the daemon's socket (the default)
+    /// Talk gRPC (the default): over the daemon's socket, or over TCP with --server
     #[arg(long, global = true, conflicts_with_all = ["dbus", "bus"], help_heading = "Options of every command")]
     pub grpc: bool,
     /// Talk D-Bus
@@ -77,6 +80,25 @@ pub struct Global {
     /// The daemon's socket [default: $NESTCTL_SOCKET, else /run/nestd/nestd.sock]
     #[arg(long, global = true, value_name = "PATH", help_heading = "Options of every command")]
     pub socket: Option<PathBuf>,
+    /// The daemon's address on TCP, https://HOST:PORT; needs --ca, --certificate and --key [default:
+    /// $NESTCTL_SERVER]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        conflicts_with_all = ["dbus", "bus", "socket"],
+        help_heading = "Options of every command"
+    )]
+    pub server: Option<String>,
+    /// The authority that the daemon's certificate comes from, in PEM [default: $NESTCTL_CA]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Options of every command")]
+    pub ca: Option<PathBuf>,
+    /// The certificate to show to the daemon, in PEM [default: $NESTCTL_CERTIFICATE]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Options of every command")]
+    pub certificate: Option<PathBuf>,
+    /// The certificate's key, in PEM [default: $NESTCTL_KEY]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Options of every command")]
+    pub key: Option<PathBuf>,
     /// The message bus: system, session or an address; implies --dbus [default: $NESTCTL_BUS, else
     /// system]
     #[arg(
@@ -94,6 +116,8 @@ pub struct Global {
 /// Where the daemon is.
 pub enum Transport {
     Grpc(PathBuf),
+    /// An address, and the files that are known.
+    Tcp(String, [Option<PathBuf>; 3]),
     Dbus(Bus),
 }
 
@@ -103,11 +127,25 @@ impl Global {
         let variable = |name| env::var_os(name).filter(|value| !value.is_empty());
         if self.dbus || self.bus.is_some() {
             let bus = self.bus.clone().or_else(|| variable("NESTCTL_BUS")?.to_str()?.parse().ok());
-            Transport::Dbus(bus.unwrap_or_default())
-        } else {
-            let socket = self.socket.clone().or_else(|| variable("NESTCTL_SOCKET").map(Into::into));
-            Transport::Grpc(socket.unwrap_or_else(|| DEFAULT_SOCKET.into()))
+            return Transport::Dbus(bus.unwrap_or_default());
         }
+        if let Some(socket) = &self.socket {
+            return Transport::Grpc(socket.clone());
+        }
+        let server = || variable("NESTCTL_SERVER")?.into_string().ok();
+        if let Some(server) = self.server.clone().or_else(server) {
+            let files = [
+                (&self.ca, "NESTCTL_CA"),
+                (&self.certificate, "NESTCTL_CERTIFICATE"),
+                (&self.key, "NESTCTL_KEY"),
+            ];
+            let file = |(given, name): (&Option<PathBuf>, _)| {
+                given.clone().or_else(|| variable(name).map(Into::into))
+            };
+            return Transport::Tcp(server, files.map(file));
+        }
+        let socket = variable("NESTCTL_SOCKET").map(Into::into);
+        Transport::Grpc(socket.unwrap_or_else(|| DEFAULT_SOCKET.into()))
     }
 }
 
@@ -343,6 +381,12 @@ mod tests {
         let socket = parse(&["--socket", "/s", "status"]).global;
         assert!(matches!(socket.transport(), Transport::Grpc(path) if path == *"/s"));
         assert!(Cli::try_parse_from(["nestctl", "--grpc", "--dbus", "status"]).is_err());
+        let tcp =
+            parse(&["--server", "https://tablet:1", "--ca", "/ca", "status", "--key", "/key"]);
+        assert!(matches!(tcp.global.transport(), Transport::Tcp(url, [Some(_), None, Some(_)])
+            if url == "https://tablet:1"));
+        let both = ["nestctl", "--server", "https://tablet:1", "--socket", "/s", "status"];
+        assert!(Cli::try_parse_from(both).is_err());
     }
 
     #[test]

@@ -28,7 +28,7 @@ impl Listener {
         let tcp = grpc::Tcp::bind(address, tls.clone())
             .await
             .map_err(|error| format!("tcp.listen: {address}: {error}"))?;
-        tracing::info!(%address, "gRPC with mutual TLS");
+        tracing::info!(address = %tcp.address()?, "gRPC with mutual TLS");
         Ok(Self { bound: Some((tcp, tls)) })
     }
 

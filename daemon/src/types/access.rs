@@ -162,8 +162,7 @@ impl Table {
             client.uid.is_some_and(|uid| row.uids.contains(&uid))
                 || client.gids.iter().any(|gid| row.gids.contains(gid))
         };
-        client.uid == Some(0)
-            || self.rows_of(class).any(|(_, row)| row.everybody || by_number(row))
+        client.uid == Some(0) || self.rows_of(class).any(|(_, row)| row.everybody || by_number(row))
     }
 
     /// Whether everybody on the socket and the bus has the class, so that nobody has to be asked for.
@@ -197,11 +196,8 @@ mod tests {
     }
 
     fn table(observe: &str, uses: &str, control: &str) -> Table {
-        let access = Access {
-            observe: entries(observe),
-            uses: entries(uses),
-            control: entries(control),
-        };
+        let access =
+            Access { observe: entries(observe), uses: entries(uses), control: entries(control) };
         access.resolve(|key, entry| panic!("{key}: {entry}"))
     }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod access;
 mod answers;
 mod cancel;
 mod contract;
@@ -16,3 +17,5 @@ mod nestctl;
 mod process;
 mod readers;
 mod system_bus;
+#[cfg(feature = "tcp")]
+mod tcp;

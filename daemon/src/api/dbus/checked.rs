@@ -13,30 +13,18 @@ use zbus::{BoxDBusError, Connection, Message, ObjectServer, OwnedVariant, Varian
 
 use super::caller::client;
 use super::error::Failure;
-use super::polkit::Polkit;
+use super::polkit;
 use crate::api::Gate;
 use crate::api::access::{CALLS, Call};
 use crate::types::{Class, Error};
 
 /// An interface behind the check.
 pub(super) struct Checked<I> {
-    inner: I,
-    checks: Checks,
-}
-
-/// Whom to ask. Clones share it.
-#[derive(Clone)]
-pub(super) struct Checks {
+    pub(super) inner: I,
     pub(super) gate: Arc<Gate>,
-    pub(super) polkit: Arc<Polkit>,
 }
 
-impl Checks {
-    /// Puts the check around an interface.
-    pub(super) fn around<I>(&self, inner: I) -> Checked<I> {
-        Checked { inner, checks: self.clone() }
-    }
-
+impl<I: Interface> Checked<I> {
     /// Whether the sender may. Nobody is asked where everybody may; polkit is asked about who has not the
     /// class of what controls.
     async fn check(
@@ -56,7 +44,7 @@ impl Checks {
         let mut more = String::new();
         if call.class == Class::Control {
             let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
-            match self.polkit.authorize(header, call.action, interactive).await {
+            match polkit::authorize(connection, header, call.action, interactive).await {
                 Ok(()) => {
                     tracing::info!(%client, action = call.action, "polkit allows it");
                     return Ok(());
@@ -68,9 +56,7 @@ impl Checks {
         tracing::info!(%client, method, class, why = more, "refused");
         Err(call.refusal(&table, &more).into())
     }
-}
 
-impl<I: Interface> Checked<I> {
     /// The call of a member of this interface, `*` for its properties.
     fn call_of(member: &str) -> Option<&'static Call> {
         let name = I::name();
@@ -86,7 +72,7 @@ impl<I: Interface> Checked<I> {
         // Without a header it is the daemon itself that reads, for a signal.
         let Some(header) = header else { return Ok(()) };
         let unknown = || Error::NotAllowed { what: "these properties have no class".into() };
-        self.checks.check(Self::call_of("*").ok_or_else(unknown)?, header, connection).await
+        self.check(Self::call_of("*").ok_or_else(unknown)?, header, connection).await
     }
 }
 
@@ -165,7 +151,7 @@ impl<I: Interface> Interface for Checked<I> {
         match self.inner.call(server, connection, message, name) {
             DispatchResult::Async(answer) => DispatchResult::Async(Box::pin(async move {
                 let header = message.header();
-                match self.checks.check(call, &header, connection).await {
+                match self.check(call, &header, connection).await {
                     Ok(()) => answer.await,
                     Err(refused) => Err(Box::new(refused) as BoxDBusError),
                 }

@@ -32,11 +32,10 @@ use zbus::{Connection, OwnedVariant, Variant};
 use crate::api::Core;
 use crate::governor::{Change, Report};
 use crate::types::Status;
-use checked::Checks;
+use checked::Checked;
 use governor::Governor;
 use handles::Handles;
 use manager::Manager;
-use polkit::Polkit;
 
 /// The bus answers within this time, or a call to it fails.
 const BUS_ANSWERS: Duration = Duration::from_secs(10);
@@ -53,29 +52,18 @@ pub struct Server {
 }
 
 /// Which bus to be on.
-#[derive(Clone)]
-pub enum Bus {
+pub enum Bus<'a> {
     /// The system bus.
     System,
     /// The session bus.
     Session,
     /// The bus at this address.
-    Address(String),
-}
-
-impl Bus {
-    fn builder(&self) -> Builder<'_> {
-        match self {
-            Self::System => Builder::system(),
-            Self::Session => Builder::session(),
-            Self::Address(address) => Builder::address(address.as_str()),
-        }
-    }
+    Address(&'a str),
 }
 
 impl Server {
     /// Connects, puts the object in place, and then takes the name.
-    pub async fn connect(bus: Bus, core: Core) -> zbus::Result<Self> {
+    pub async fn connect(bus: Bus<'_>, core: Core) -> zbus::Result<Self> {
         let handles = Handles::default();
         let status = core.service.watch();
         let (report, changes) = (core.governor.watch(), core.governor.changes());
@@ -83,11 +71,16 @@ impl Server {
         let telling = TaskTracker::new();
         let gate = core.gate.clone();
         let manager = Manager { core, handles: handles.clone(), telling: telling.clone() };
-        let builder = bus.builder().method_timeout(BUS_ANSWERS);
-        let checks = Checks { gate, polkit: Arc::new(Polkit::new(bus.clone())) };
-        let connection = builder.serve_at(PATH, checks.around(manager)).build().await?;
+        let builder = match bus {
+            Bus::System => Builder::system(),
+            Bus::Session => Builder::session(),
+            Bus::Address(address) => Builder::address(address),
+        };
+        let manager = Checked { inner: manager, gate: Arc::clone(&gate) };
+        let connection =
+            builder.method_timeout(BUS_ANSWERS).serve_at(PATH, manager).build().await?;
         // Before the name is taken: nobody can call yet.
-        connection.object_server().at(PATH, checks.around(governor)).await?;
+        connection.object_server().at(PATH, Checked { inner: governor, gate }).await?;
         let names = fdo::DBusProxy::new(&connection)
             .await?
             .receive_name_owner_changed_with_args(&[(2, "")])

@@ -1,88 +1,76 @@
 //! Asks polkit about who has not the class `control`. Whatever goes wrong is a refusal.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::OnceCell;
 use tokio::time::timeout;
 use zbus::message::Header;
+use zbus::proxy::MethodFlags;
 use zbus::{Connection, fdo};
-use zbus_polkit::policykit1::{AuthorityProxy, CheckAuthorizationFlags, Subject};
-
-use super::Bus;
+use zbus_polkit::policykit1::{
+    AuthorityProxy, AuthorizationResult, CheckAuthorizationFlags, Subject,
+};
 
 /// How long polkit may take when it asks nobody.
 const ANSWERS: Duration = Duration::from_secs(5);
 /// How long a person may take to authenticate.
 const AUTHENTICATES: Duration = Duration::from_secs(120);
 
-/// Where polkit is. The connection is its own, since the daemon's gives no answer time enough for a person.
-pub(super) struct Polkit {
-    bus: Bus,
-    connection: OnceCell<Connection>,
-    /// Numbers the questions, so that one can be taken back.
-    questions: AtomicU64,
-}
-
-impl Polkit {
-    pub(super) fn new(bus: Bus) -> Self {
-        Self { bus, connection: OnceCell::new(), questions: AtomicU64::new(0) }
-    }
-
-    /// Whether polkit allows the sender the action. The error says why not, to stand behind "and".
-    pub(super) async fn authorize(
-        &self,
-        header: &Header<'_>,
-        action: &str,
-        interactive: bool,
-    ) -> Result<(), String> {
-        let broken = |error: &dyn std::fmt::Display| format!("polkit cannot be asked: {error}");
-        let subject = Subject::new_for_message_header(header).map_err(|error| broken(&error))?;
-        let (flags, patience) = if interactive {
-            (CheckAuthorizationFlags::ALLOW_USER_INTERACTION, AUTHENTICATES)
-        } else {
-            (CheckAuthorizationFlags::empty(), ANSWERS)
-        };
-        let question = format!("nestd{}", self.questions.fetch_add(1, Ordering::Relaxed));
-        let asked = async {
-            let connection = self.connection.get_or_try_init(|| self.bus.builder().build()).await?;
-            let polkit = AuthorityProxy::new(connection).await?;
-            polkit
-                .check_authorization(&subject, action, &HashMap::new(), flags, &question)
-                .await
-        };
-        match timeout(patience, asked).await {
-            Ok(Ok(result)) if result.is_authorized => Ok(()),
-            Ok(Ok(result)) if result.is_challenge && !interactive => Err(format!(
-                "polkit wants somebody to authenticate for {action}, for which the call must allow \
-                 interactive authorization"
-            )),
-            Ok(Ok(_)) => Err(format!("polkit does not allow {action}")),
-            Ok(Err(error)) if is_absent(&error) => {
-                Err(format!("polkit, which could allow {action}, is not on the bus"))
-            }
-            Ok(Err(error)) => Err(broken(&error)),
-            Err(_) => {
-                self.take_back(&question).await;
-                Err(broken(&format!("no answer in {} s", patience.as_secs())))
-            }
+/// Whether polkit allows the sender the action. The error says why not, to stand behind "and".
+pub(super) async fn authorize(
+    connection: &Connection,
+    header: &Header<'_>,
+    action: &str,
+    interactive: bool,
+) -> Result<(), String> {
+    let broken = |error: &dyn std::fmt::Display| format!("polkit cannot be asked: {error}");
+    let subject = Subject::new_for_message_header(header).map_err(|error| broken(&error))?;
+    let (flags, patience) = if interactive {
+        (CheckAuthorizationFlags::ALLOW_USER_INTERACTION, AUTHENTICATES)
+    } else {
+        (CheckAuthorizationFlags::empty(), ANSWERS)
+    };
+    // A name for the question, so that it can be taken back: a sender has no two calls of one number.
+    let sender = header.sender().map(ToString::to_string).unwrap_or_default();
+    let question = format!("{sender}/{}", header.primary().serial_num());
+    let asked = async {
+        let none: HashMap<&str, &str> = HashMap::new();
+        let polkit = AuthorityProxy::new(connection).await?;
+        // With flags, since a call without has the connection's limit of time, which is not a person's.
+        polkit
+            .inner()
+            .call_with_flags::<_, _, AuthorizationResult>(
+                "CheckAuthorization",
+                MethodFlags::empty(),
+                &(&subject, action, none, flags, &question),
+            )
+            .await
+    };
+    match timeout(patience, asked).await {
+        Ok(Ok(Some(result))) if result.is_authorized => Ok(()),
+        Ok(Ok(Some(result))) if result.is_challenge && !interactive => Err(format!(
+            "polkit wants somebody to authenticate for {action}, which the call does not allow"
+        )),
+        Ok(Ok(_)) => Err(format!("polkit does not allow {action}")),
+        Ok(Err(error)) if is_absent(&error) => {
+            Err(format!("polkit, which could allow {action}, is not on the bus"))
+        }
+        Ok(Err(error)) => Err(broken(&error)),
+        Err(_) => {
+            tokio::spawn(take_back(connection.clone(), question));
+            Err(broken(&format!("no answer in {} s", patience.as_secs())))
         }
     }
+}
 
-    /// Has a dialog go away that nobody waits for any more.
-    async fn take_back(&self, question: &str) {
-        let Some(connection) = self.connection.get() else { return };
-        let (connection, question) = (connection.clone(), question.to_owned());
-        tokio::spawn(async move {
-            let cancelled = async {
-                let polkit = AuthorityProxy::new(&connection).await?;
-                polkit.cancel_check_authorization(&question).await
-            };
-            if let Ok(Err(error)) = timeout(ANSWERS, cancelled).await {
-                tracing::debug!(%error, "a question to polkit cannot be taken back");
-            }
-        });
+/// Has a dialog go away that nobody waits for any more.
+async fn take_back(connection: Connection, question: String) {
+    let cancelled = async {
+        let polkit = AuthorityProxy::new(&connection).await?;
+        polkit.cancel_check_authorization(&question).await
+    };
+    if let Ok(Err(error)) = timeout(ANSWERS, cancelled).await {
+        tracing::debug!(%error, "a question to polkit cannot be taken back");
     }
 }
 

@@ -81,6 +81,11 @@ impl Tcp {
         Ok(Self { listener: TcpListener::bind(address).await?, tls })
     }
 
+    /// Where it listens, with the port that the kernel chose for port 0.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
     /// Serves until `stop` is cancelled; then ends the streams that watch, and waits for the rest.
     pub async fn run(
         self,
