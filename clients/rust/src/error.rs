@@ -124,6 +124,18 @@ impl Error {
         }
     }
 
+    /// The connection has ended. With TLS 1.3 a client's certificate is refused after the connection is made,
+    /// and tonic does not hand the reason on.
+    fn lost(place: &Place) -> Self {
+        match place {
+            Place::Socket(_) => Self::disconnected(),
+            Place::Tcp(url) => Self::Disconnected(format!(
+                "{url} has closed the connection: nestd went away, or does not take this certificate \
+                 (its log says why)"
+            )),
+        }
+    }
+
     fn not_allowed(message: String) -> Self {
         Self::failed(ErrorReason::NotAllowed, message, BTreeMap::new())
     }
@@ -153,7 +165,7 @@ impl Error {
                 | io::ErrorKind::ConnectionRefused
                 | io::ErrorKind::PermissionDenied => Self::from_connect(error, place),
                 _ if tls_error(error).is_some() => Self::from_connect(error, place),
-                _ => Self::disconnected(),
+                _ => Self::lost(place),
             };
         }
         match status.code() {
@@ -170,9 +182,9 @@ impl Error {
             ),
             // What tonic makes of a connection that ended.
             tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown => {
-                Self::disconnected()
+                Self::lost(place)
             }
-            _ if std::error::Error::source(status).is_some() => Self::disconnected(),
+            _ if std::error::Error::source(status).is_some() => Self::lost(place),
             code => Self::Unexpected(format!("nestd answered {code:?}: {}", status.message())),
         }
     }

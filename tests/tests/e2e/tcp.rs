@@ -133,8 +133,7 @@ async fn who_cannot_show_a_good_certificate_gets_nowhere() {
     let forged = other.client("p", "DNS:phone.local");
     let error =
         refused(&url(&daemon), &Certificates { ca: authority.ca(), ..forged.clone() }).await;
-    assert_eq!(error.reason(), Some(ErrorReason::NotAllowed), "{error}");
-    assert!(error.to_string().contains("tcp.client_ca"), "{error}");
+    assert!(error.to_string().contains("does not take this certificate"), "{error}");
     // The daemon itself must be of the client's authority, and be named as it is called.
     let ca = other.ca();
     let error = refused(&url(&daemon), &Certificates { ca, ..good.clone() }).await;
@@ -264,7 +263,7 @@ async fn a_client_on_the_socket_that_stands_still_is_found_too() {
     let local = daemon.grpc().await;
     until(&local, |status| status.state() == State::Ready).await;
     let mut holder = Command::new(program("nestctl"))
-        .args(["governor", "hold", "--max-size", "small", "--socket"])
+        .args(["governor", "hold", "--max", "small", "--socket"])
         .arg(daemon.socket())
         .stdout(std::process::Stdio::null())
         .spawn()
