@@ -58,16 +58,16 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     let gate = Arc::new(Gate::new(table(&config)));
     let core = Core { service: Arc::clone(&service), governor: Arc::clone(&governor), gate };
     let stop = CancellationToken::new();
-    let served = grpc::Settings {
+    let settings = grpc::Settings {
         prompt_bytes: config.limits.prompt_bytes,
         keepalive: Some(Duration::from_secs_f64(config.grpc.keepalive_s))
             .filter(|interval| !interval.is_zero()),
     };
     let mut grpc: JoinHandle<Result<(), Fatal>> = tokio::spawn({
         let (core, stop) = (core.clone(), stop.clone());
-        async move { Ok(listener.run(core, served, stop).await?) }
+        async move { Ok(listener.run(core, settings, stop).await?) }
     });
-    let mut tcp = tcp.spawn(core.clone(), served, stop.clone());
+    let mut tcp = tcp.spawn(core.clone(), settings, stop.clone());
     let bus = match &config.bus {
         Bus::Off => None,
         Bus::System => Some(dbus::Bus::System),

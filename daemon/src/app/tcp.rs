@@ -52,6 +52,7 @@ impl Listener {
         Ok(Self {})
     }
 
+    #[expect(clippy::unused_self, reason = "as with TCP")]
     pub(super) fn spawn(self, _: Core, _: grpc::Settings, _: CancellationToken) -> Served {
         Served { server: None }
     }

@@ -1,5 +1,6 @@
 //! Who may do what: other users on the socket and the bus, polkit, and the log that holds no text.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use nestd_client::v1::State;
@@ -169,24 +170,26 @@ struct Challenging {
     asked: Arc<Mutex<Vec<(String, String, u32)>>>,
 }
 
-type Subject = (String, std::collections::HashMap<String, zbus::OwnedVariant>);
+type Subject = (String, HashMap<String, zbus::OwnedVariant>);
 
+// The interface macro wants values.
+#[allow(clippy::needless_pass_by_value)]
 #[interface(name = "org.freedesktop.PolicyKit1.Authority")]
 impl Challenging {
     fn check_authorization(
         &self,
         subject: Subject,
         action: String,
-        details: std::collections::HashMap<String, String>,
+        details: HashMap<String, String>,
         flags: u32,
         question: String,
-    ) -> (bool, bool, std::collections::HashMap<String, String>) {
+    ) -> (bool, bool, HashMap<String, String>) {
         assert!(details.is_empty() && !question.is_empty());
         assert_eq!(subject.0, "system-bus-name");
         let name = String::try_from(subject.1["name"].try_clone().unwrap()).unwrap();
         self.asked.lock().unwrap().push((name, action, flags));
         // A person is at hand only for who lets it be asked.
-        (flags == 1, flags == 0, std::collections::HashMap::default())
+        (flags == 1, flags == 0, HashMap::default())
     }
 }
 
@@ -244,4 +247,12 @@ async fn no_text_is_logged() {
         assert_eq!(daemon.log().contains("TRACE"), level.contains("hyper"), "{}", daemon.log());
         assert!(!daemon.log().contains("secret"), "{}", daemon.log());
     }
+}
+
+#[cfg(not(feature = "tcp"))]
+#[test]
+fn a_build_without_tcp_says_so() {
+    let mut daemon = Builder::sim().set("tcp.listen", "'127.0.0.1:7878'").launch();
+    assert_eq!(daemon.wait().code(), Some(78));
+    assert!(daemon.log().contains("built without TCP"), "{}", daemon.log());
 }

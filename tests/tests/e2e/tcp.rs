@@ -134,12 +134,10 @@ async fn who_cannot_show_a_good_certificate_gets_nowhere() {
     let error =
         refused(&url(&daemon), &Certificates { ca: authority.ca(), ..forged.clone() }).await;
     assert!(error.to_string().contains("does not take this certificate"), "{error}");
-    // The daemon itself must be of the client's authority, and be named as it is called.
+    // The daemon itself must be of the client's authority.
     let ca = other.ca();
     let error = refused(&url(&daemon), &Certificates { ca, ..good.clone() }).await;
     assert!(error.to_string().contains("cannot be trusted"), "{error}");
-    let elsewhere = format!("https://127.0.0.2:{}", port(&daemon));
-    assert!(matches!(refused(&elsewhere, &good).await, Error::Unreachable(_)));
 
     // Without a certificate, and without TLS.
     let pem = std::fs::read(authority.ca()).unwrap();
@@ -150,14 +148,11 @@ async fn who_cannot_show_a_good_certificate_gets_nowhere() {
         if let Ok(channel) = endpoint.connect().await {
             let mut client = nestd_proto::v1::status_client::StatusClient::new(channel);
             let status = client.get(nestd_proto::v1::GetStatusRequest {}).await.unwrap_err();
-            assert!(status.message().contains("transport error"), "{status}");
+            assert!(std::error::Error::source(&status).is_some(), "no answer: {status}");
         }
     }
-    let refusals = || daemon.log().matches("without a valid certificate is refused").count();
-    let began = Instant::now();
-    while refusals() < 4 {
-        assert!(began.elapsed() < Duration::from_secs(10), "{}", daemon.log());
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    for why in ["BadSignature", "fatal alert", "peer sent no certificates", "corrupt message"] {
+        daemon.wait_log(why);
     }
     // The good one is let in all the same.
     connect(&daemon, &good).await.status().await.unwrap();
