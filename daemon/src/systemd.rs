@@ -2,6 +2,7 @@
 //!
 //! Without systemd (no `NOTIFY_SOCKET`, no `JOURNAL_STREAM`) nothing is told and the log goes to stderr.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
@@ -95,6 +96,10 @@ fn tell_panics() {
         let text = payload.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| payload.downcast_ref().copied());
         tracing::trace!(at, text, "panicked");
+        let trace = Backtrace::capture();
+        if trace.status() == BacktraceStatus::Captured {
+            tracing::error!(%trace, "where it came from");
+        }
     }));
 }
 

@@ -93,10 +93,12 @@ impl Gate {
 }
 
 impl Call {
-    /// What a client is told that has not the class; `more` are other reasons, or nothing.
+    /// What a client is told that has not the class; `more` is another reason, or nothing.
     pub(crate) fn refusal(&self, table: &Table, more: &str) -> Error {
-        let (what, who) = (self.what, table.who(self.class));
-        Error::NotAllowed { what: format!("{what} is for {who} in nestd's settings{more}") }
+        let what = format!("{} is for {} in nestd's settings", self.what, table.who(self.class));
+        Error::NotAllowed {
+            what: if more.is_empty() { what } else { format!("{what}, and {more}") },
+        }
     }
 }
 

@@ -142,12 +142,16 @@ impl Access {
 
 fn user(name: &str) -> Option<u32> {
     let found = User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
-    found.or_else(|| name.parse().ok())
+    found.or_else(|| number(name))
 }
 
 fn group(name: &str) -> Option<u32> {
     let found = Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw());
-    found.or_else(|| name.parse().ok())
+    found.or_else(|| number(name))
+}
+
+fn number(name: &str) -> Option<u32> {
+    name.parse().ok().filter(|_| !name.starts_with('+'))
 }
 
 impl Table {
@@ -261,11 +265,12 @@ mod tests {
         let access = Access {
             observe: entries("@no-such-group"),
             uses: vec![],
-            control: entries("no-such-user root"),
+            control: entries("no-such-user +7 root"),
         };
         let mut told = Vec::new();
         let table = access.resolve(|key, entry| told.push(format!("{key} {entry}")));
-        assert_eq!(told, ["access.observe @no-such-group", "access.control no-such-user"]);
+        let control = ["access.control no-such-user", "access.control +7"];
+        assert_eq!(told, [&["access.observe @no-such-group"][..], &control].concat());
         assert_eq!(classes(&table, &client(7, &[7])), []);
     }
 }

@@ -41,7 +41,7 @@ impl<I: Interface> Checked<I> {
         if table.allows(&client, call.class) {
             return Ok(());
         }
-        let mut more = String::new();
+        let mut why = String::new();
         if call.class == Class::Control {
             let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
             match polkit::authorize(connection, header, call.action, interactive).await {
@@ -49,12 +49,12 @@ impl<I: Interface> Checked<I> {
                     tracing::info!(%client, action = call.action, "polkit allows it");
                     return Ok(());
                 }
-                Err(why) => more = format!(", and {why}"),
+                Err(problem) => why = problem,
             }
         }
         let (method, class) = (call.dbus, call.class.name());
-        tracing::info!(%client, method, class, why = more, "refused");
-        Err(call.refusal(&table, &more).into())
+        tracing::info!(%client, method, class, why, "refused");
+        Err(call.refusal(&table, &why).into())
     }
 
     /// The call of a member of this interface, `*` for its properties.

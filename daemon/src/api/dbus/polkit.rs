@@ -51,6 +51,9 @@ pub(super) async fn authorize(
         Ok(Ok(Some(result))) if result.is_challenge && !interactive => Err(format!(
             "polkit wants somebody to authenticate for {action}, which the call does not allow"
         )),
+        Ok(Ok(Some(result))) if result.is_challenge => {
+            Err(format!("nobody has authenticated for {action}, as polkit wants it"))
+        }
         Ok(Ok(_)) => Err(format!("polkit does not allow {action}")),
         Ok(Err(error)) if is_absent(&error) => {
             Err(format!("polkit, which could allow {action}, is not on the bus"))
