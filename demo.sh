@@ -71,6 +71,8 @@ socket = "$work/nestd.sock"
 listen = "$work/metrics.sock"
 [dbus]
 bus = "unix:path=$work/bus"
+[access]
+control = ["$(id -u)"]
 END
 
 # A battery of files, for the governor.

@@ -9,7 +9,7 @@ cd "$(dirname "$0")"
 build=--release
 for argument in "$@"; do
     case $argument in
-    --no-mistralrs) build=--no-default-features ;;
+    --no-mistralrs) build="--no-default-features --features nestd/tcp,nestd-tests/tcp" ;;
     *)
         sed -n '2,5s/^# \{0,1\}//p' "$0"
         exit 2
@@ -21,6 +21,7 @@ missing=
 command -v dbus-daemon >/dev/null || missing="$missing dbus-daemon"
 # Debian's own Python, whatever else is in the path.
 /usr/bin/python3 -c "import dbusmock" 2>/dev/null || missing="$missing python3-dbusmock"
+command -v openssl >/dev/null || missing="$missing openssl"
 command -v cc >/dev/null || missing="$missing gcc libc6-dev"
 if [ -n "$missing" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
@@ -35,5 +36,7 @@ fi
 
 # The end-to-end tests run the binaries that this builds. One selection of packages and one profile
 # everywhere: another one would compile mistral.rs again.
+# shellcheck disable=SC2086
 cargo build --workspace $build
+# shellcheck disable=SC2086
 exec cargo test --workspace $build

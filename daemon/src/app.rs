@@ -4,6 +4,8 @@
 //! asked to (a listener, the bus, the engine thread) ends the process with an error, so that systemd
 //! starts it anew.
 
+mod tcp;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,14 +17,14 @@ use tokio_util::sync::CancellationToken;
 
 use nestd_policy::snapshot::Snapshot;
 
-use crate::api::{Core, dbus, grpc, metrics};
+use crate::api::{Core, Gate, dbus, grpc, metrics};
 use crate::config::{Bus, Config, Layers, Listen};
 use crate::engine::{self, catalog::Catalog};
 use crate::governor::sensors::{self, replay, sleep::Release};
 use crate::governor::{self, Governor};
 use crate::service::{self, Report, Service};
 use crate::systemd::{Log, Notifier};
-use crate::types::State;
+use crate::types::{State, Table};
 
 /// How long connections may take to close when everything else is over.
 const CLOSE: Duration = Duration::from_secs(2);
@@ -47,20 +49,27 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     tokio::spawn(Arc::clone(service.sessions()).expire());
     let socket = config.grpc.socket.display().to_string();
     let listener =
-        grpc::Server::bind(&config.grpc.socket, config.grpc.socket_mode, &config.grpc.socket_group)
+        grpc::Socket::bind(&config.grpc.socket, config.grpc.socket_mode, &config.grpc.socket_group)
             .await
             .map_err(|error| format!("the gRPC socket {socket}: {error}"))?;
+    let tcp = tcp::Listener::bind(config.tcp.as_ref()).await?;
     // Requests that come while the model loads wait for it.
     service.load_configured().await;
 
-    let core = Core { service: Arc::clone(&service), governor: Arc::clone(&governor) };
+    let gate = Arc::new(Gate::new(table(&config)));
+    let core = Core { service: Arc::clone(&service), governor: Arc::clone(&governor), gate };
     let stop = CancellationToken::new();
+    let settings = grpc::Settings {
+        prompt_bytes: config.limits.prompt_bytes,
+        keepalive: Some(Duration::from_secs_f64(config.grpc.keepalive_s))
+            .filter(|interval| !interval.is_zero()),
+    };
     let mut grpc: JoinHandle<Result<(), Fatal>> = tokio::spawn({
         let (core, stop) = (core.clone(), stop.clone());
-        let prompt_bytes = config.limits.prompt_bytes;
-        async move { Ok(listener.run(core, prompt_bytes, stop).await?) }
+        async move { Ok(listener.run(core, settings, stop).await?) }
     });
     let metrics = serve_metrics(&config, &core, &stop).await;
+    let mut tcp = tcp.spawn(core.clone(), settings, stop.clone());
     let bus = match &config.bus {
         Bus::Off => None,
         Bus::System => Some(dbus::Bus::System),
@@ -86,12 +95,13 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload(&mut config, &layers, &core, &log),
+            _ = hangup.recv() => reload(&mut config, &layers, &core, &tcp, &log),
             Ok(()) = status.changed() => {
                 status.mark_unchanged();
                 systemd.status(line(&service.report()));
             }
             ended = &mut grpc => return Err(fatal("the gRPC server", ended)),
+            ended = tcp.ended() => return Err(fatal("the gRPC server on TCP", ended)),
             ended = &mut dbus => return Err(fatal("the D-Bus connection", ended)),
             _ = &mut engine_ended => return Err("the engine thread has ended".into()),
         }
@@ -109,6 +119,7 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
         if let Some(metrics) = metrics {
             let _ = metrics.await;
         }
+        tcp.closed().await;
     };
     if tokio::time::timeout(CLOSE, closed).await.is_err() {
         tracing::warn!("clients that do not close their connections are cut off");
@@ -148,7 +159,7 @@ fn fatal(what: &str, ended: Result<Result<(), Fatal>, JoinError>) -> Fatal {
 }
 
 /// Applies what can be applied; a configuration with errors changes nothing.
-fn reload(config: &mut Config, layers: &Layers, core: &Core, log: &Log) {
+fn reload(config: &mut Config, layers: &Layers, core: &Core, tcp: &tcp::Served, log: &Log) {
     match Config::load(layers) {
         Ok(mut new) => {
             for key in config.needs_restart(&new) {
@@ -160,6 +171,8 @@ fn reload(config: &mut Config, layers: &Layers, core: &Core, log: &Log) {
             log.set(&new.log_level);
             core.service.configure(settings(&new));
             core.governor.configure(governor_settings(&new));
+            core.gate.configure(table(&new));
+            tcp.renew(new.tcp.as_ref());
             *config = new;
             tracing::info!("reloaded");
         }
@@ -194,6 +207,13 @@ fn settings(config: &Config) -> service::Settings {
         buffer_bytes: config.buffer_bytes,
         drain: Duration::from_millis(config.drain_ms),
     }
+}
+
+/// Who may do what, with users and groups as they are now.
+fn table(config: &Config) -> Table {
+    config.access.resolve(|key, entry| {
+        tracing::warn!(key, %entry, "there is no such user or group: nobody gets in by this entry");
+    })
 }
 
 fn governor_settings(config: &Config) -> governor::Settings {

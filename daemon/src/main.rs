@@ -20,7 +20,8 @@ Signals: SIGTERM and SIGINT stop, after running requests have ended (limits.drai
 SIGHUP reads the settings again. Exit status: 0 stopped by a signal, 1 failed, 78 settings wrong.
 
 Try it without a model: NESTD_SIM__ENABLED=true NESTD_MODEL__NAME=sim \\
-  NESTD_GRPC__SOCKET=$XDG_RUNTIME_DIR/nestd.sock NESTD_METRICS__LISTEN= NESTD_DBUS__BUS=session nestd"
+  NESTD_GRPC__SOCKET=$XDG_RUNTIME_DIR/nestd.sock NESTD_METRICS__LISTEN= NESTD_DBUS__BUS=session \\
+  NESTD_ACCESS__CONTROL=$USER nestd"
 )]
 struct Arguments {
     /// The administrator's settings [default: /etc/nestd/nestd.toml, if it is there]

@@ -348,7 +348,7 @@ fn log_end(request: u64, event: &Event) {
             sizes = sizes.join(","),
             "finished"
         ),
-        Event::Failed(error) => tracing::warn!(request, %error, "failed"),
+        Event::Failed(error) => tracing::warn!(request, error = error.logged(), "failed"),
         _ => {}
     }
 }

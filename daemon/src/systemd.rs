@@ -2,12 +2,13 @@
 //!
 //! Without systemd (no `NOTIFY_SOCKET`, no `JOURNAL_STREAM`) nothing is told and the log goes to stderr.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use nix::sys::stat::fstat;
 use sd_notify::NotifyState;
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload::Handle;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -65,10 +66,41 @@ impl Notifier {
     }
 }
 
-/// The filter, with the engines' libraries at `warn` unless it names them: they are talkative, and what
-/// they say below that may hold prompts.
+/// The filter. Prompts and answers are below `info` in what the libraries say (frames, messages, tokens),
+/// and below `warn` in what mistral.rs says. So a level that stands alone goes down to them by that much, and
+/// further only for nestd itself; a filter that names a library has its way.
 fn quiet(filter: &str) -> Result<EnvFilter, ParseError> {
-    EnvFilter::try_new(format!("mistralrs_core=warn,mistralrs_quant=warn,{filter}"))
+    let mut filters = vec!["mistralrs_core=warn".to_owned(), "mistralrs_quant=warn".to_owned()];
+    let mut rest = Vec::new();
+    for directive in filter.split(',') {
+        match directive.trim().parse::<LevelFilter>() {
+            Ok(level) if level > LevelFilter::INFO => {
+                filters.push(format!("nestd={level}"));
+                rest.push("info");
+            }
+            _ => rest.push(directive),
+        }
+    }
+    // Later wins: a level for nestd by name, too.
+    filters.extend(rest.into_iter().map(str::to_owned));
+    EnvFilter::try_new(filters.join(","))
+}
+
+/// Has a panic tell where it was. What it says beside that may be a piece of a prompt.
+fn tell_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let at = panic.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current();
+        tracing::error!(at, thread = thread.name(), "a fault in nestd: panicked");
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref().copied());
+        tracing::trace!(at, text, "panicked");
+        let trace = Backtrace::capture();
+        if trace.status() == BacktraceStatus::Captured {
+            tracing::error!(%trace, "where it came from");
+        }
+    }));
 }
 
 /// Whether stderr is the stream that systemd connected to the journal: `JOURNAL_STREAM` is its device and
@@ -97,6 +129,7 @@ impl Log {
             fmt::layer().with_writer(std::io::stderr).with_ansi(colours).with_target(false).boxed()
         };
         tracing_subscriber::registry().with(filter).with(output).init();
+        tell_panics();
         Ok(Self(handle))
     }
 
@@ -107,5 +140,35 @@ impl Log {
         {
             tracing::warn!(%error, "the log filter stays as it was");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_alone_is_about_nestd_itself() {
+        let filter = |text| {
+            let text = quiet(text).unwrap().to_string();
+            let mut all: Vec<_> = text.split(',').map(str::to_owned).collect();
+            all.sort();
+            all.join(",")
+        };
+        let engines = "mistralrs_core=warn,mistralrs_quant=warn";
+        assert_eq!(filter("info"), format!("info,{engines}"));
+        assert_eq!(filter("error"), format!("error,{engines}"));
+        assert_eq!(filter("trace"), format!("info,{engines},nestd=trace"));
+        assert_eq!(filter("debug,nestd=trace"), format!("info,{engines},nestd=trace"));
+        assert_eq!(
+            filter("nestd::api=off,trace"),
+            format!("info,{engines},nestd::api=off,nestd=trace")
+        );
+        assert_eq!(filter("debug,h2=trace"), format!("h2=trace,info,{engines},nestd=debug"));
+        assert_eq!(
+            filter("warn,mistralrs_core=debug"),
+            "mistralrs_core=debug,mistralrs_quant=warn,warn"
+        );
+        assert!(quiet("nestd=loud").is_err());
     }
 }

@@ -1,4 +1,5 @@
-//! A private message bus: dbus-daemon with the policy of a session bus, on a socket of its own.
+//! A private message bus: dbus-daemon with the policy of a session bus, but for
+//! any user, on a socket of its own.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -21,7 +22,7 @@ impl Bus {
             format!(
                 "<busconfig><type>session</type><listen>unix:path={}</listen>\
                  <policy context='default'><allow send_destination='*' eavesdrop='true'/>\
-                 <allow eavesdrop='true'/><allow own='*'/></policy></busconfig>",
+                 <allow eavesdrop='true'/><allow own='*'/><allow user='*'/></policy></busconfig>",
                 socket.display()
             ),
         )

@@ -1,6 +1,8 @@
 //! The real daemon with settings of the test's own.
 
 use std::fmt::Write;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -21,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Builder {
     settings: String,
     without_bus: bool,
+    for_any_user: bool,
 }
 
 /// A running daemon, with its bus and its folder.
@@ -56,6 +59,13 @@ impl Builder {
         self
     }
 
+    /// Lets other users reach the socket and the bus.
+    #[must_use]
+    pub fn for_any_user(mut self) -> Self {
+        self.for_any_user = true;
+        self.set("grpc.socket_mode", "'0666'")
+    }
+
     /// Starts the daemon, and waits until it says that it is ready.
     #[must_use]
     pub fn start(self) -> Daemon {
@@ -68,6 +78,10 @@ impl Builder {
     #[must_use]
     pub fn launch(self) -> Daemon {
         let folder = tempfile::tempdir().expect("a temporary folder");
+        if self.for_any_user {
+            let open = Permissions::from_mode(0o755);
+            std::fs::set_permissions(folder.path(), open).expect("it is the test's own");
+        }
         let bus = (!self.without_bus).then(|| Bus::start(folder.path()));
         let address = bus.as_ref().map_or("off", Bus::address);
         let models = folder.path().join("models");
@@ -85,6 +99,8 @@ impl Builder {
         lines.push(format!("dbus.bus = '{address}'"));
         // A busy test machine is no device; tests of the governor say what it shall see.
         lines.push("governor.enabled = false".into());
+        // Who runs the tests may do everything.
+        lines.push(format!("access.control = ['{}']", nix::unistd::geteuid()));
         // A key that the test sets stands alone: TOML has no last one that counts.
         for line in self.settings.lines() {
             let key = line.split(" = ").next().unwrap_or_default();

@@ -9,7 +9,9 @@ mod bus;
 mod daemon;
 mod device;
 mod mock;
+mod pki;
 mod squeeze;
+mod user;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -22,7 +24,9 @@ pub use bus::Bus;
 pub use daemon::{Builder, Daemon};
 pub use device::Device;
 pub use mock::Mock;
+pub use pki::Authority;
 pub use squeeze::{Balloon, Group};
+pub use user::User;
 
 /// A program that the workspace builds.
 #[must_use]

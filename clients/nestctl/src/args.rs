@@ -3,15 +3,16 @@
 // The doc comments are what a person reads on the terminal, where backticks have no meaning.
 #![allow(clippy::doc_markdown)]
 
+mod global;
 mod governor;
 mod local;
 
-use std::{env, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use nestd_client::v1::Priority;
-use nestd_client::{Bus, DEFAULT_SOCKET};
 
+pub use global::{Global, Transport};
 pub use governor::{
     GovernorArgs, GovernorCommand, HoldArgs, ProfileArgs, RecordArgs, SimulateArgs,
 };
@@ -43,7 +44,10 @@ With --json, an error is an object on standard error:
 
 Environment:
   NESTCTL_SOCKET   the daemon's socket, where --socket is not given
-  NESTCTL_BUS      the message bus for --dbus, where --bus is not given";
+  NESTCTL_BUS      the message bus for --dbus, where --bus is not given
+  NESTCTL_SERVER   the daemon's address on TCP, where neither --server nor --socket is given
+  NESTCTL_CA, NESTCTL_CERTIFICATE, NESTCTL_KEY
+                   the files for TCP, where --ca, --certificate and --key are not given";
 
 /// Talks to nestd, the daemon that serves Gemma 3n on this device.
 ///
@@ -58,57 +62,6 @@ pub struct Cli {
     pub global: Global,
     #[command(subcommand)]
     pub command: Command,
-}
-
-/// What every command takes.
-#[derive(Args)]
-pub struct Global {
-    /// Talk gRPC over the daemon's socket (the default)
-    #[arg(long, global = true, conflicts_with_all = ["dbus", "bus"], help_heading = "Options of every command")]
-    pub grpc: bool,
-    /// Talk D-Bus
-    #[arg(
-        long,
-        global = true,
-        conflicts_with = "socket",
-        help_heading = "Options of every command"
-    )]
-    pub dbus: bool,
-    /// The daemon's socket [default: $NESTCTL_SOCKET, else /run/nestd/nestd.sock]
-    #[arg(long, global = true, value_name = "PATH", help_heading = "Options of every command")]
-    pub socket: Option<PathBuf>,
-    /// The message bus: system, session or an address; implies --dbus [default: $NESTCTL_BUS, else
-    /// system]
-    #[arg(
-        long,
-        global = true,
-        conflicts_with = "socket",
-        help_heading = "Options of every command"
-    )]
-    pub bus: Option<Bus>,
-    /// Print JSON: one object a line for what streams, else one object or array
-    #[arg(long, global = true, help_heading = "Options of every command")]
-    pub json: bool,
-}
-
-/// Where the daemon is.
-pub enum Transport {
-    Grpc(PathBuf),
-    Dbus(Bus),
-}
-
-impl Global {
-    /// The transport that was asked for.
-    pub fn transport(&self) -> Transport {
-        let variable = |name| env::var_os(name).filter(|value| !value.is_empty());
-        if self.dbus || self.bus.is_some() {
-            let bus = self.bus.clone().or_else(|| variable("NESTCTL_BUS")?.to_str()?.parse().ok());
-            Transport::Dbus(bus.unwrap_or_default())
-        } else {
-            let socket = self.socket.clone().or_else(|| variable("NESTCTL_SOCKET").map(Into::into));
-            Transport::Grpc(socket.unwrap_or_else(|| DEFAULT_SOCKET.into()))
-        }
-    }
 }
 
 #[derive(Subcommand)]
@@ -342,6 +295,7 @@ pub struct ManArgs {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use nestd_client::Bus;
 
     use super::*;
 
@@ -363,6 +317,12 @@ mod tests {
         let socket = parse(&["--socket", "/s", "status"]).global;
         assert!(matches!(socket.transport(), Transport::Grpc(path) if path == *"/s"));
         assert!(Cli::try_parse_from(["nestctl", "--grpc", "--dbus", "status"]).is_err());
+        let tcp =
+            parse(&["--server", "https://tablet:1", "--ca", "/ca", "status", "--key", "/key"]);
+        assert!(matches!(tcp.global.transport(), Transport::Tcp(url, [Some(_), None, Some(_)])
+            if url == "https://tablet:1"));
+        let both = ["nestctl", "--server", "https://tablet:1", "--socket", "/s", "status"];
+        assert!(Cli::try_parse_from(both).is_err());
     }
 
     #[test]

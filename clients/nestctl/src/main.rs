@@ -19,11 +19,12 @@ mod render;
 mod status;
 mod top;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use args::{Cli, Command, Global, Transport};
 use clap::Parser;
-use nestd_client::Client;
+use nestd_client::{Certificates, Client, Dbus};
 use problem::Problem;
 use render::Screen;
 
@@ -104,6 +105,18 @@ async fn perform(global: &Global, command: &Command, screen: &mut Screen) -> Res
 async fn connect(global: &Global) -> Result<Client, Problem> {
     Ok(match global.transport() {
         Transport::Grpc(socket) => Client::grpc(socket).await?,
-        Transport::Dbus(bus) => Client::dbus(&bus).await?,
+        Transport::Tcp(url, [Some(ca), Some(certificate), Some(key)]) => {
+            Client::tcp(&url, &Certificates { ca, certificate, key }).await?
+        }
+        Transport::Tcp(url, files) => {
+            let options = ["--ca", "--certificate", "--key"];
+            let missing = options.iter().zip(files).filter(|(_, file)| file.is_none());
+            let missing: Vec<_> = missing.map(|(option, _)| *option).collect();
+            return Err(Problem::Usage(format!("{url} needs {} too", missing.join(", "))));
+        }
+        // With a person at the keyboard, polkit may ask for a password.
+        Transport::Dbus(bus) => {
+            Client::Dbus(Dbus::connect(&bus).await?.interactive(std::io::stdin().is_terminal()))
+        }
     })
 }

@@ -72,6 +72,7 @@ impl Problem {
         match self {
             Self::Client(error @ Error::Unreachable(_)) => match global.transport() {
                 Transport::Grpc(_) => format!("{error}, or name its socket with --socket"),
+                Transport::Tcp(..) => error.to_string(),
                 Transport::Dbus(_) => format!("{error}, or name its bus with --bus"),
             },
             Self::Client(error) => error.to_string(),
@@ -141,7 +142,7 @@ mod tests {
     use super::*;
 
     fn global() -> Global {
-        Global { grpc: false, dbus: false, socket: Some("/s".into()), bus: None, json: true }
+        Global { socket: Some("/s".into()), json: true, ..Global::default() }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! `google.rpc` details, or a D-Bus error named `org.nestd.Error.<Name>`. The same failure of the
 //! daemon gives equal values on both.
 
-use std::{collections::BTreeMap, collections::HashMap, io, path::Path, time::Duration};
+use std::{collections::BTreeMap, collections::HashMap, io, time::Duration};
 
 use nestd_proto::{
     ERROR_DOMAIN,
@@ -10,8 +10,11 @@ use nestd_proto::{
     error_reason,
     v1::ErrorReason,
 };
+use tokio_rustls::rustls;
 use tonic_types::StatusExt;
 use zbus::{OwnedVariant, Variant, fdo};
+
+use crate::grpc::Place;
 
 /// Why a call or a stream failed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -86,26 +89,59 @@ impl Error {
         )
     }
 
-    /// What a failed connection to the daemon's socket means.
-    pub(crate) fn from_connect(error: &io::Error, socket: &Path) -> Self {
-        let socket = socket.display();
-        match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Self::Unreachable(
-                format!("nestd is not running at {socket}: start it with `systemctl start nestd`"),
-            ),
-            io::ErrorKind::PermissionDenied => Self::failed(
-                ErrorReason::NotAllowed,
-                format!("this user may not use {socket}: add it to the group that owns the socket"),
-                BTreeMap::new(),
-            ),
-            _ => Self::Unreachable(format!(
-                "{socket} cannot be connected to ({error}): see that it is nestd's socket"
+    /// What a failed connection to the daemon means.
+    pub(crate) fn from_connect(error: &io::Error, place: &Place) -> Self {
+        use io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
+        match place {
+            Place::Socket(socket) => {
+                let socket = socket.display();
+                match error.kind() {
+                    NotFound | ConnectionRefused => Self::Unreachable(format!(
+                        "nestd is not running at {socket}: start it with `systemctl start nestd`"
+                    )),
+                    PermissionDenied => Self::not_allowed(format!(
+                        "this user may not use {socket}: add it to the group that owns the socket"
+                    )),
+                    _ => Self::Unreachable(format!(
+                        "{socket} cannot be connected to ({error}): see that it is nestd's socket"
+                    )),
+                }
+            }
+            Place::Tcp(url) => match tls_error(error) {
+                Some(rustls::Error::AlertReceived(_)) => Self::not_allowed(format!(
+                    "{url} does not take this certificate ({error}): it must come from an authority \
+                     in tcp.client_ca of nestd's settings"
+                )),
+                Some(_) => Self::Unreachable(format!(
+                    "{url} cannot be trusted ({error}): see that its certificate comes from the \
+                     authority that was given, and is for that name"
+                )),
+                None if error.kind() == ConnectionRefused => Self::Unreachable(format!(
+                    "nothing listens at {url}: see tcp.listen in nestd's settings"
+                )),
+                None => Self::Unreachable(format!("{url} cannot be connected to: {error}")),
+            },
+        }
+    }
+
+    /// The connection has ended. With TLS 1.3 a client's certificate is refused after the connection is made,
+    /// and tonic does not hand the reason on.
+    fn lost(place: &Place) -> Self {
+        match place {
+            Place::Socket(_) => Self::disconnected(),
+            Place::Tcp(url) => Self::Disconnected(format!(
+                "{url} has closed the connection: nestd went away, or does not take this certificate \
+                 (its log says why)"
             )),
         }
     }
 
-    /// What a status means that a call over `socket` ended with.
-    pub(crate) fn from_status(status: &tonic::Status, socket: &Path) -> Self {
+    fn not_allowed(message: String) -> Self {
+        Self::failed(ErrorReason::NotAllowed, message, BTreeMap::new())
+    }
+
+    /// What a status means that a call to the daemon ended with.
+    pub(crate) fn from_status(status: &tonic::Status, place: &Place) -> Self {
         if let Some(info) = status.get_details_error_info()
             && info.domain == ERROR_DOMAIN
         {
@@ -127,8 +163,9 @@ impl Error {
             return match error.kind() {
                 io::ErrorKind::NotFound
                 | io::ErrorKind::ConnectionRefused
-                | io::ErrorKind::PermissionDenied => Self::from_connect(error, socket),
-                _ => Self::disconnected(),
+                | io::ErrorKind::PermissionDenied => Self::from_connect(error, place),
+                _ if tls_error(error).is_some() => Self::from_connect(error, place),
+                _ => Self::lost(place),
             };
         }
         match status.code() {
@@ -145,9 +182,9 @@ impl Error {
             ),
             // What tonic makes of a connection that ended.
             tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown => {
-                Self::disconnected()
+                Self::lost(place)
             }
-            _ if std::error::Error::source(status).is_some() => Self::disconnected(),
+            _ if std::error::Error::source(status).is_some() => Self::lost(place),
             code => Self::Unexpected(format!("nestd answered {code:?}: {}", status.message())),
         }
     }
@@ -222,6 +259,11 @@ fn io_error(status: &tonic::Status) -> Option<&io::Error> {
     None
 }
 
+/// What TLS has to say, where that is what failed.
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
 /// A detail as gRPC's metadata writes it.
 fn plain(value: &Variant<'_>) -> String {
     match value {
@@ -245,13 +287,17 @@ mod tests {
 
     use super::*;
 
+    fn place() -> Place {
+        Place::Socket("/run/nestd/nestd.sock".into())
+    }
+
     fn details<const N: usize>(pairs: [(&str, &str); N]) -> HashMap<String, String> {
         pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect()
     }
 
     fn over_grpc(code: tonic::Code, message: &str, details: ErrorDetails) -> Error {
         let status = tonic::Status::with_error_details(code, message, details);
-        Error::from_status(&status, Path::new("/s"))
+        Error::from_status(&status, &place())
     }
 
     fn over_dbus(name: &str, message: &str, details: &[(&str, Variant<'static>)]) -> Error {
@@ -317,22 +363,32 @@ mod tests {
 
     #[test]
     fn no_daemon_says_what_to_do() {
-        let missing = Error::from_connect(
-            &io::Error::from(io::ErrorKind::NotFound),
-            Path::new("/run/nestd/nestd.sock"),
-        );
+        let missing = Error::from_connect(&io::Error::from(io::ErrorKind::NotFound), &place());
         assert!(matches!(&missing, Error::Unreachable(text)
             if text.starts_with("nestd is not running at /run/nestd/nestd.sock: start it with")));
         let no_owner = over_dbus("org.freedesktop.DBus.Error.ServiceUnknown", "not provided", &[]);
         assert!(matches!(no_owner, Error::Unreachable(_)));
         let forbidden =
-            Error::from_connect(&io::Error::from(io::ErrorKind::PermissionDenied), Path::new("/s"));
+            Error::from_connect(&io::Error::from(io::ErrorKind::PermissionDenied), &place());
         assert_eq!(forbidden.reason(), Some(ErrorReason::NotAllowed));
     }
 
     #[test]
+    fn tls_says_whose_certificate_is_wrong() {
+        let place = Place::Tcp("https://tablet:1".into());
+        let failed = |error: rustls::Error| {
+            Error::from_connect(&io::Error::new(io::ErrorKind::InvalidData, error), &place)
+        };
+        let mine = failed(rustls::Error::AlertReceived(rustls::AlertDescription::UnknownCA));
+        assert_eq!(mine.reason(), Some(ErrorReason::NotAllowed));
+        assert!(mine.to_string().contains("tcp.client_ca"), "{mine}");
+        let theirs = failed(rustls::CertificateError::UnknownIssuer.into());
+        assert!(matches!(&theirs, Error::Unreachable(text) if text.contains("cannot be trusted")));
+    }
+
+    #[test]
     fn a_connection_that_ends_is_the_same_on_both() {
-        let grpc = Error::from_status(&tonic::Status::unavailable("broken"), Path::new("/s"));
+        let grpc = Error::from_status(&tonic::Status::unavailable("broken"), &place());
         let dbus = over_dbus("org.freedesktop.DBus.Error.NoReply", "left the bus", &[]);
         assert_eq!(grpc, dbus);
         assert!(matches!(grpc, Error::Disconnected(_)));
@@ -341,14 +397,14 @@ mod tests {
     #[test]
     fn a_request_over_the_limit_of_a_message_is_invalid() {
         let status = tonic::Status::out_of_range("decoded message length too large");
-        let error = Error::from_status(&status, Path::new("/s"));
+        let error = Error::from_status(&status, &place());
         assert_eq!(error.reason(), Some(ErrorReason::InvalidArgument));
     }
 
     #[test]
     fn a_status_without_details_is_unexpected() {
         let status = tonic::Status::data_loss("?");
-        let error = Error::from_status(&status, Path::new("/s"));
+        let error = Error::from_status(&status, &place());
         assert!(matches!(error, Error::Unexpected(_)));
     }
 }

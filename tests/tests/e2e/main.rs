@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod access;
 mod ahead;
 mod answers;
 mod cancel;
@@ -22,5 +23,7 @@ mod process;
 mod readers;
 mod sessions;
 mod system_bus;
+#[cfg(feature = "tcp")]
+mod tcp;
 #[path = "../../../daemon/elastic/tests/model/watched.rs"]
 mod watched;

@@ -24,7 +24,7 @@ impl Dbus {
     /// See [`crate::Client::pin`].
     pub async fn pin(&self, size: &str) -> Result<(), Error> {
         carried(size, || "size".into())?;
-        self.call_at(PATH, GOVERNOR, "Pin", &size).await
+        self.control(GOVERNOR, "Pin", &size).await
     }
 
     /// See [`crate::Client::hold`].

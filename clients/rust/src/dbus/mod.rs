@@ -26,7 +26,7 @@ use nestd_proto::{
     v1::{GenerateEvent, GenerateRequest, Message, Model, StatusReport, generate_event::Event},
 };
 use serde::de::DeserializeOwned;
-use zbus::{Connection, Fd, Type, names::UniqueName, wire::DynamicType};
+use zbus::{Connection, Fd, Proxy, Type, names::UniqueName, proxy::MethodFlags, wire::DynamicType};
 
 use crate::{Error, Events, Fractions, GovernorReports, Reports};
 
@@ -75,6 +75,8 @@ pub struct Dbus {
     /// Numbers the handle tokens; shared by all clones, since the daemon tells callers apart by
     /// their connection.
     tokens: Arc<AtomicU64>,
+    /// Whether polkit may ask a person.
+    interactive: bool,
 }
 
 impl Dbus {
@@ -88,9 +90,16 @@ impl Dbus {
         let connection = builder.build().await.map_err(|error| {
             Error::Unreachable(format!("{bus} cannot be reached ({error}): start it"))
         })?;
-        let dbus = Self { connection, tokens: Arc::default() };
+        let dbus = Self { connection, tokens: Arc::default(), interactive: false };
         dbus.owner().await?;
         Ok(dbus)
+    }
+
+    /// Whether polkit may ask a person to authenticate for what this user may not do: for programs with a
+    /// person before them. It may take as long as the person does.
+    #[must_use]
+    pub fn interactive(self, yes: bool) -> Self {
+        Self { interactive: yes, ..self }
     }
 
     /// See [`crate::Client::status`].
@@ -154,7 +163,9 @@ impl Dbus {
         let options = convert::LoadOptions::new(size, &token)?;
         convert::carried(model, || "model".into())?;
         let model = model.to_owned();
-        let call = move |dbus: Self| async move { dbus.call("LoadModel", &(model, options)).await };
+        let call = move |dbus: Self| async move {
+            dbus.control(MANAGER, "LoadModel", &(model, options)).await
+        };
         let events = request::start(self.clone(), &token, false, call).await?;
         // The estimate may reach 1 before the model answers; Finished says that it does.
         let fractions = events.filter_map(|event| {
@@ -172,7 +183,7 @@ impl Dbus {
 
     /// See [`crate::Client::unload`].
     pub async fn unload(&self) -> Result<(), Error> {
-        self.call("UnloadModel", &()).await
+        self.control(MANAGER, "UnloadModel", &()).await
     }
 
     /// A token that no other request of this connection has.
@@ -205,6 +216,22 @@ impl Dbus {
         R: DeserializeOwned + Type,
     {
         self.call_at(PATH, MANAGER, method, body).await
+    }
+
+    /// Calls a method about which polkit may be asked.
+    async fn control<B, R>(&self, interface: &str, method: &str, body: &B) -> Result<R, Error>
+    where
+        B: serde::Serialize + DynamicType,
+        R: DeserializeOwned + Type,
+    {
+        let proxy = Proxy::new(&self.connection, NAME, PATH, interface).await?;
+        let flags = if self.interactive {
+            MethodFlags::ALLOW_INTERACTIVE_AUTH
+        } else {
+            MethodFlags::empty()
+        };
+        let reply = proxy.call_with_flags(method, flags, body).await?;
+        reply.ok_or_else(|| Error::Unexpected(format!("{method} was answered with nothing")))
     }
 
     /// Calls a method of the daemon, or of the bus where the interface is the bus's.

@@ -5,6 +5,7 @@ use zbus::{Connection, fdo};
 
 use super::error::Failure;
 use super::handles::{Handle, Handles};
+use crate::api::access::unit;
 use crate::types::{Client, Error};
 
 /// Takes a path for the caller, and asks the bus who that is. In this order: a caller that leaves before
@@ -15,9 +16,16 @@ pub(super) async fn caller(
     header: &Header<'_>,
     connection: &Connection,
 ) -> Result<(Handle, Client), Failure> {
-    let unknown = || Error::NotAllowed { what: "a call without a sender".into() };
-    let sender = header.sender().ok_or_else(unknown)?;
-    let handle = handles.take(sender, token)?;
+    let handle = handles.take(header.sender().ok_or_else(nobody)?, token)?;
+    Ok((handle, client(header, connection).await?))
+}
+
+/// Asks the bus who has sent a message.
+pub(super) async fn client(
+    header: &Header<'_>,
+    connection: &Connection,
+) -> Result<Client, Failure> {
+    let sender = header.sender().ok_or_else(nobody)?;
     let credentials = fdo::DBusProxy::new(connection)
         .await?
         .get_connection_credentials(sender.into())
@@ -25,10 +33,17 @@ pub(super) async fn caller(
         .map_err(|error| Error::NotAllowed {
             what: format!("the bus does not know the caller: {error}"),
         })?;
-    let client = Client {
+    let pid = credentials.process_id();
+    Ok(Client {
         uid: credentials.unix_user_id(),
-        pid: credentials.process_id(),
+        gids: credentials.unix_group_ids().cloned().unwrap_or_default(),
+        pid,
         name: sender.to_string(),
-    };
-    Ok((handle, client))
+        certificate: None,
+        unit: unit(pid),
+    })
+}
+
+fn nobody() -> Error {
+    Error::NotAllowed { what: "a call without a sender".into() }
 }

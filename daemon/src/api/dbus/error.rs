@@ -13,6 +13,7 @@ use crate::api::grpc::error::code_and_reason;
 use crate::types::{Detail, Error};
 
 /// An [`Error`] as the reply to a method call.
+#[derive(Debug)]
 pub(super) struct Failure {
     name: String,
     message: String,
@@ -32,6 +33,12 @@ impl From<Error> for Failure {
 impl From<zbus::Error> for Failure {
     fn from(error: zbus::Error) -> Self {
         Error::Internal(format!("D-Bus: {error}")).into()
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

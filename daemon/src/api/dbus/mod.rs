@@ -5,12 +5,14 @@
 //! daemon. Every method call runs in a task of its own (zbus's), and so does every request.
 
 mod caller;
+mod checked;
 mod convert;
 mod error;
 mod governor;
 mod handles;
 mod manager;
 mod pipe;
+mod polkit;
 mod request;
 mod session;
 
@@ -33,6 +35,7 @@ use crate::api::Core;
 use crate::governor::{Change, Report};
 use crate::service::Service;
 use crate::types::Status;
+use checked::Checked;
 use governor::Governor;
 use handles::Handles;
 use manager::Manager;
@@ -75,6 +78,7 @@ impl Server {
         let (report, changes) = (core.governor.watch(), core.governor.changes());
         let governor = Governor::new(core.governor.clone(), handles.clone());
         let telling = TaskTracker::new();
+        let gate = core.gate.clone();
         let manager = Manager { core, handles: handles.clone(), telling: telling.clone() };
         let objects = Objects::new(manager.session());
         let builder = match bus {
@@ -82,10 +86,11 @@ impl Server {
             Bus::Session => Builder::session(),
             Bus::Address(address) => Builder::address(address),
         };
+        let manager = Checked { inner: manager, gate: Arc::clone(&gate) };
         let connection =
             builder.method_timeout(BUS_ANSWERS).serve_at(PATH, manager).build().await?;
         // Before the name is taken: nobody can call yet.
-        connection.object_server().at(PATH, governor).await?;
+        connection.object_server().at(PATH, Checked { inner: governor, gate }).await?;
         let names = fdo::DBusProxy::new(&connection)
             .await?
             .receive_name_owner_changed_with_args(&[(2, "")])

@@ -4,6 +4,7 @@
 //! the service.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use nestd_proto::dbus::SESSION_PATH;
 use tokio_util::task::TaskTracker;
@@ -11,6 +12,7 @@ use zbus::message::Header;
 use zbus::{Connection, OwnedObjectPath, interface};
 
 use super::caller::caller;
+use super::checked::Checked;
 use super::convert::{self, Messages, Options};
 use super::error::Failure;
 use super::handles::{Handle, Handles};
@@ -113,7 +115,8 @@ fn path(id: &str) -> zbus::Result<OwnedObjectPath> {
 
 async fn put(parts: &Parts, id: &str, connection: &Connection) -> zbus::Result<OwnedObjectPath> {
     let path = path(id)?;
-    let session = Session { parts: parts.clone(), id: id.to_owned() };
+    let inner = Session { parts: parts.clone(), id: id.to_owned() };
+    let session = Checked { inner, gate: Arc::clone(&parts.core.gate) };
     // False if it is there already.
     connection.object_server().at(&path, session).await?;
     Ok(path)
@@ -153,7 +156,7 @@ impl Objects {
             put(&self.parts, id, connection).await?;
         }
         for id in self.known.difference(&now) {
-            connection.object_server().remove::<Session, _>(&path(id)?).await?;
+            connection.object_server().remove::<Checked<Session>, _>(&path(id)?).await?;
         }
         self.known = now;
         Ok(())

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::error::{failed, status};
-use super::{connection, convert};
+use super::{convert, gate};
 use crate::api::Core;
 use crate::stream::Events;
 use crate::types::{Client, Error, Event};
@@ -25,15 +25,9 @@ pub(super) struct Api {
     pub(super) stop: CancellationToken,
 }
 
-/// Who calls, as the kernel says.
-pub(super) fn client<T>(request: &Request<T>) -> Client {
-    let info = request.extensions().get::<connection::Info>();
-    let peer = info.and_then(|info| info.peer.peer_cred);
-    Client {
-        uid: peer.map(|peer| peer.uid()),
-        pid: peer.and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok()),
-        name: info.map_or_else(String::new, |info| info.name.clone()),
-    }
+/// Who calls.
+pub(super) fn client<T>(request: &Request<T>) -> Arc<Client> {
+    gate::client(request.extensions().get())
 }
 
 // By value: it stands in map_err.

@@ -1,0 +1,66 @@
+//! The Unix socket, and the kernel's word for who connects.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures::StreamExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{Connection, accepted};
+use super::{Settings, peer_groups, serve};
+use crate::api::access::unit;
+use crate::api::{Core, socket};
+use crate::types::Client;
+
+/// A socket that accepts connections, not served yet.
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Binds the socket with its mode and group. A socket that nobody serves is replaced; one that
+    /// answers is another daemon's, and an error.
+    pub async fn bind(path: &Path, mode: u32, group: &str) -> io::Result<Self> {
+        let listener = socket::bind(path, mode, group, "grpc.socket").await?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+
+    /// Serves until `stop` is cancelled; then ends the streams that watch, and waits for the rest.
+    pub async fn run(
+        self,
+        core: Core,
+        settings: Settings,
+        stop: CancellationToken,
+    ) -> io::Result<()> {
+        let service = Arc::clone(&core.service);
+        let connections = accepted(UnixListenerStream::new(self.listener)).map(move |stream| {
+            let client = client(&stream);
+            Connection::new(stream, client, Arc::clone(&service))
+        });
+        let served = serve(connections, core, &settings, stop).await;
+        let _ = std::fs::remove_file(&self.path);
+        served
+    }
+}
+
+/// Who connected, as the kernel says.
+fn client(stream: &UnixStream) -> Client {
+    let peer = match stream.peer_cred() {
+        Ok(peer) => peer,
+        Err(error) => {
+            tracing::warn!(%error, "the kernel does not tell who has connected");
+            return Client::default();
+        }
+    };
+    let mut gids = peer_groups::of(stream).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the kernel does not tell the groups of who has connected");
+        Vec::new()
+    });
+    gids.push(peer.gid());
+    let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
+    Client { uid: Some(peer.uid()), gids, pid, unit: unit(pid), ..Client::default() }
+}
