@@ -91,6 +91,7 @@ impl Builder {
             ("metrics.listen", folder.path().join("metrics.sock")),
             ("model.dir", models),
             ("model.cache_dir", folder.path().join("cache")),
+            ("elastic.spill_dir", folder.path().join("kv")),
             ("sessions.dir", folder.path().join("sessions")),
             ("governor.state_file", folder.path().join("state/governor.toml")),
         ];

@@ -6,6 +6,7 @@
 mod global;
 mod governor;
 mod local;
+mod session;
 
 use std::path::PathBuf;
 
@@ -17,6 +18,7 @@ pub use governor::{
     GovernorArgs, GovernorCommand, HoldArgs, ProfileArgs, RecordArgs, SimulateArgs,
 };
 pub use local::{BenchArgs, InspectArgs, ModelCommand, SynthArgs, SynthQuant, SynthSize};
+pub use session::{NewSessionArgs, SessionCommand};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -82,6 +84,11 @@ pub enum Command {
     /// On a terminal: Ctrl-C stops the answer under way, Ctrl-D or /quit ends, /reset starts over.
     /// Lines can be piped in too.
     Chat(ChatArgs),
+    /// Keep conversations in the daemon, so that a turn sends and computes only what is new
+    ///
+    /// These are persistent: they are this user's, over any connection, and outlive the daemon.
+    #[command(subcommand)]
+    Session(SessionCommand),
     /// List the models in the daemon's folder
     Models,
     /// Load a model, or the loaded one at another size
@@ -215,6 +222,9 @@ fn text_of(file: &str) -> Result<String, String> {
 pub struct AskArgs {
     /// The question; - or nothing reads it from standard input
     pub question: Vec<String>,
+    /// Ask in this session (nestctl session new), which keeps question and answer
+    #[arg(long, value_name = "ID")]
+    pub session: Option<String>,
     /// Print after the answer how likely each of its tokens was, and the N likeliest (0 to 20) in its place
     #[arg(long, value_name = "N")]
     pub logprobs: Option<u32>,

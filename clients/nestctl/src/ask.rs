@@ -23,6 +23,7 @@ pub async fn ask(client: &Client, args: &AskArgs, screen: &mut Screen) -> Result
     let question = args.question.join(" ");
     let mut request = request(&args.options, &[message(Role::User, question)]);
     request.top_logprobs = args.logprobs;
+    request.session = args.session.clone().unwrap_or_default();
     let mut said = Said::default();
     let end = answer(client, request, screen, &mut said).await?;
     if args.logprobs.is_some() && !screen.json {

@@ -5,6 +5,7 @@ mod args;
 mod ask;
 mod bench;
 mod chat;
+mod conversation;
 mod eval;
 mod generate;
 mod governor;
@@ -16,6 +17,7 @@ mod model;
 mod models;
 mod problem;
 mod render;
+mod session;
 mod status;
 mod top;
 
@@ -90,6 +92,7 @@ async fn perform(global: &Global, command: &Command, screen: &mut Screen) -> Res
         Command::Size(args) if args.auto => governor::auto(&client, screen).await,
         Command::Size(args) => governor::pin(&client, &args.name, screen).await,
         Command::Governor(args) => governor::governor(&client, args.command.as_ref(), screen).await,
+        Command::Session(command) => session::session(&client, command, screen).await,
         Command::Unload => models::unload(&client, screen).await,
         // Handled before.
         Command::Top(_)

@@ -5,6 +5,8 @@
 //! [`SLACK`] more. The slack holds what one step writes before it is read, and lets a sequence be cut
 //! back by as much. What a sequence takes is fixed when it is made: [`Shape::bytes`].
 
+mod file;
+
 use crate::config::Config;
 use crate::error::{Error, Result};
 

@@ -18,6 +18,7 @@ use nestd_elastic::kv::Store;
 use nestd_elastic::pool::Settings as PoolSettings;
 use nestd_policy::settings::{PROFILES, Settings as Policy};
 
+use crate::engine::elastic::SpillSettings;
 use crate::engine::{Isq, SimSettings, elastic};
 use crate::governor::sensors::battery;
 use crate::types::{Access, EngineKind, Limits, SessionSettings};
@@ -227,6 +228,10 @@ impl Config {
                 store: read.parsed("elastic.kv", store),
                 side_file: read.bool("elastic.side_file"),
                 prefix_cache_mib: read.u64("elastic.prefix_cache_mib", 0..=1 << 20),
+                spill: SpillSettings {
+                    dir: read.path("elastic.spill_dir"),
+                    mib: read.u64("elastic.spill_mib", 0..=1 << 20),
+                },
             },
             sim_enabled: read.bool("sim.enabled"),
             sim: SimSettings {

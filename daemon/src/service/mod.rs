@@ -244,6 +244,10 @@ impl Service {
                 }
             }));
         }
+        if self.status.borrow().state == State::Parked {
+            // It waits for the model, however soon that is there.
+            sink.loading(0.0);
+        }
         tokio::spawn(Arc::clone(self).run(request, session, sink, ticket, active));
         self.wake();
         Ok(events)

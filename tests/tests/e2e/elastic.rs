@@ -387,3 +387,46 @@ async fn a_session_goes_on_with_its_cache_at_any_size() {
         client.delete_session(&id).await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_session_s_cache_that_left_memory_comes_back_from_storage() {
+    for (mib, comes_back) in [("64", true), ("0", false)] {
+        let (folder, _) = models();
+        // No cache outlives its request in memory.
+        let builder = builder(&folder).set("elastic.prefix_cache_mib", "0");
+        let mut daemon = builder.set("elastic.spill_mib", mib).start();
+        let client = daemon.grpc().await;
+        until(&client, |status| status.state() == State::Ready).await;
+        let kept = || {
+            let files = std::fs::read_dir(daemon.folder().join("kv"));
+            files.map_or(0, |files| files.flatten().count())
+        };
+        let until_kept = async |count: usize| {
+            for _ in 0..500 {
+                if kept() == count {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            panic!("{} caches are stored, and not {count}", kept());
+        };
+        let id = client.create_session(Vec::new(), SessionOptions::default()).await.unwrap();
+        let first = collect(client.generate(ask_in(&id, QUESTION)).await.unwrap()).await.unwrap();
+        let said = finished(&first).usage.unwrap();
+        until_kept(usize::from(comes_back)).await;
+        let question = "What is the capital of Italy?";
+        let second = collect(client.generate(ask_in(&id, question)).await.unwrap()).await.unwrap();
+        let cached = finished(&second).usage.unwrap().cached_tokens;
+        let before = said.prompt_tokens + said.completion_tokens - 1;
+        assert_eq!(cached >= before, comes_back, "{cached} of {before}");
+        let mut request = ask(question);
+        request.messages.splice(0..0, client.transcript(&id).await.unwrap()[..2].to_vec());
+        let whole = collect(client.generate(request).await.unwrap()).await.unwrap();
+        assert_eq!(text(&second), text(&whole), "the same answer");
+        until_kept(usize::from(comes_back)).await;
+        client.delete_session(&id).await.unwrap();
+        until_kept(0).await;
+        daemon.signal(nix::sys::signal::Signal::SIGTERM);
+        assert!(daemon.wait().success());
+    }
+}

@@ -378,3 +378,32 @@ fn top_leaves_the_terminal_in_order_however_it_ends() {
         assert_eq!(top.end(), format!("exit {code} restored True"), "{how}");
     }
 }
+
+#[test]
+fn sessions_are_made_asked_exported_imported_and_deleted() {
+    let daemon = Builder::sim().start();
+    for transport in TRANSPORTS {
+        let text = |args: &[&str]| {
+            let output = run(nestctl(&daemon, transport).args(args));
+            assert!(output.status.success(), "{args:?}: {output:?}");
+            stdout(&output).trim().to_owned()
+        };
+        let id = text(&["session", "new", "--system", "Repeat.", "--prewarm"]);
+        assert_eq!(text(&["ask", "--session", &id, "hello", "there"]), "hello there");
+        let said = text(&["session", "show", &id]);
+        assert_eq!(said, "system: Repeat.\nuser: hello there\nassistant: hello there");
+        let exported = daemon.folder().join("talk.json");
+        std::fs::write(&exported, text(&["--json", "session", "show", &id])).unwrap();
+        let import = text(&["session", "new", "--import", exported.to_str().unwrap()]);
+        let fork = text(&["session", "fork", &import]);
+        assert_eq!(text(&["session", "show", &fork]), said);
+        let list = text(&["session", "list"]);
+        for id in [id, import, fork] {
+            assert!(list.contains(&id), "{list}");
+            text(&["session", "delete", &id]);
+            let gone = run(nestctl(&daemon, transport).args(["session", "show", &id]));
+            assert_eq!(gone.status.code(), Some(4), "{gone:?}");
+        }
+        assert_eq!(text(&["--json", "session", "list"]), "[]");
+    }
+}

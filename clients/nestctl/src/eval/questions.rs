@@ -2,13 +2,13 @@
 
 use std::{fs, path::Path};
 
-use nestd_client::{
-    message,
-    v1::{Message, Role},
-};
+use nestd_client::v1::Message;
 use serde::Deserialize;
 
-use crate::problem::Problem;
+use crate::{
+    conversation::{Speaker, Turn},
+    problem::Problem,
+};
 
 /// One line of the file.
 #[derive(Debug)]
@@ -29,21 +29,6 @@ struct Line {
     answer: String,
     #[serde(default)]
     skill: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Turn {
-    role: Speaker,
-    content: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Speaker {
-    System,
-    User,
-    Assistant,
 }
 
 /// Reads the file, or says which line is bad.
@@ -71,24 +56,14 @@ fn question(number: usize, line: &str) -> Result<Question, String> {
     if !matches!(line.messages.last(), Some(Turn { role: Speaker::User, .. })) {
         return Err("the last of messages must be the user's".into());
     }
-    let messages = line.messages.into_iter().map(|turn| {
-        let role = match turn.role {
-            Speaker::System => Role::System,
-            Speaker::User => Role::User,
-            Speaker::Assistant => Role::Assistant,
-        };
-        message(role, turn.content)
-    });
-    Ok(Question {
-        line: number,
-        skill: line.skill,
-        messages: messages.collect(),
-        answer: line.answer,
-    })
+    let messages = line.messages.into_iter().map(Message::from).collect();
+    Ok(Question { line: number, skill: line.skill, messages, answer: line.answer })
 }
 
 #[cfg(test)]
 mod tests {
+    use nestd_client::v1::Role;
+
     use super::*;
 
     fn problem(line: &str) -> String {

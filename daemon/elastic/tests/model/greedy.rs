@@ -159,3 +159,31 @@ fn copies_and_cut_sequences_answer_the_same() {
         assert_eq!(answers.finish(&slice, std::slice::from_mut(&mut again)), [right]);
     }
 }
+
+/// Caches that went to a file and came back in the middle of an answer change no token.
+#[test]
+fn caches_that_were_written_and_read_answer_the_same() {
+    let mut answers = Answers::new(&demo::folder().join("nestd-demo-Q8_0.gguf"));
+    let chats = answers.chats();
+    let (name, slice) = answers.sizes().remove(0);
+    for (chat, right) in chats.iter().zip(expected(&chats, &name)) {
+        let mut talk = answers.talk(chat);
+        while talk.answer.len() < 3 && !talk.done {
+            answers.step(&slice, std::slice::from_mut(&mut talk));
+        }
+        let mut bytes = Vec::new();
+        talk.sequence.write_to(&mut bytes).unwrap();
+        assert_eq!(bytes.len() as u64, 24 + talk.sequence.bytes(), "only what is in use");
+        let config = answers.model.config();
+        talk.sequence = Sequence::read_from(config, Store::F16, &mut bytes.as_slice()).unwrap();
+        assert_eq!(answers.finish(&slice, std::slice::from_mut(&mut talk)), [right]);
+
+        let config = answers.model.config();
+        let cut = &bytes[..bytes.len() - 1];
+        assert!(Sequence::read_from(config, Store::F16, &mut &cut[..]).is_err());
+        for lie in [[0xff; 8], (config.context as u64 + 1).to_le_bytes()] {
+            bytes[..8].copy_from_slice(&lie);
+            assert!(Sequence::read_from(config, Store::F16, &mut bytes.as_slice()).is_err());
+        }
+    }
+}

@@ -21,6 +21,7 @@ use nestd_elastic::text::tokenizer::Tokenizer;
 use super::super::{Constraints, Plan};
 use super::pages::Pages;
 use super::prefix::Prefixes;
+use super::spill::{self, Spill};
 use super::{Elastic, count};
 use crate::types::{EngineKind, Error, Loaded, Message, ModelInfo, Role, SizeInfo};
 
@@ -35,6 +36,8 @@ pub struct Settings {
     pub side_file: bool,
     /// Memory for KV caches that are kept after their requests.
     pub prefix_cache_mib: u64,
+    /// Where those of sessions go when they have to leave memory.
+    pub spill: spill::Settings,
 }
 
 /// A size that the model can run at.
@@ -179,6 +182,7 @@ impl Elastic {
         let model = Arc::new(model);
         // The first request need not wait for the disk.
         let pages = Pages::new(&model, &slice);
+        let spill = Spill::start(&settings.spill, &model, settings.store);
         Ok(Self {
             loaded,
             model,
@@ -187,8 +191,10 @@ impl Elastic {
             rungs,
             slice,
             store: settings.store,
+            spill,
+            prefill: None,
             prefixes: Prefixes::new(settings.prefix_cache_mib << 20),
-            compiling: Vec::new(),
+            waiting: Vec::new(),
             readers: Arc::default(),
             steps: 0,
             constraints: Constraints::default(),

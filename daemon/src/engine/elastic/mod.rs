@@ -13,24 +13,28 @@ mod load;
 mod pages;
 mod prefix;
 mod request;
+mod spill;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use nestd_elastic::forward::{Logits, Part, Runner};
-use nestd_elastic::kv::{SLACK, Shape, Store};
+use nestd_elastic::kv::{SLACK, Sequence, Shape, Store};
 use nestd_elastic::model::Model;
 use nestd_elastic::sizes::Slice;
 use nestd_elastic::text::constrain::Constraint;
 
 pub use load::{Settings, inspect};
+pub use spill::Settings as SpillSettings;
 
 use self::load::{Rung, Text};
 use self::pages::Pages;
 use self::prefix::Prefixes;
 use self::request::{Outcome, Running, Start};
+use self::spill::{Away, Spill};
 use super::{Constraints, Engine, Job, Probe, Step};
 use crate::types::{Error, GenerateRequest, Loaded, Message, Priority};
 
@@ -41,8 +45,8 @@ const SHARED_CHUNK: usize = 32;
 const BACKGROUND_STEP: u32 = 16;
 /// Threads that read schemas: as many as requests may run, and some of requests that were cancelled.
 const SCHEMAS: usize = 80;
-/// How often a schema that is being read is asked for, when nothing else is to do.
-const COMPILING: Duration = Duration::from_millis(2);
+/// How often is looked for what requests wait for, when nothing else is to do.
+const WAITING: Duration = Duration::from_millis(2);
 
 /// A loaded model.
 pub struct Elastic {
@@ -55,8 +59,12 @@ pub struct Elastic {
     slice: Slice,
     store: Store,
     prefixes: Prefixes,
-    /// Requests whose JSON Schema is being read.
-    compiling: Vec<Compiling>,
+    /// Sessions' caches outside of memory, where they may go there.
+    spill: Option<Spill>,
+    /// Tokens of a prompt in a second, once some were read.
+    prefill: Option<f64>,
+    /// Requests that cannot begin yet.
+    waiting: Vec<Waiting>,
     /// Shared with each thread that reads one, also for a request that was cancelled.
     readers: Arc<()>,
     running: Vec<Running>,
@@ -68,9 +76,18 @@ pub struct Elastic {
     kv_bytes: Arc<AtomicU64>,
 }
 
-struct Compiling {
+/// A request that cannot begin yet: it has a schema to be read, or caches that are brought back.
+struct Waiting {
     job: Job,
-    result: Receiver<Result<Constraint, Error>>,
+    schema: Option<Receiver<Result<Constraint, Error>>>,
+    constraint: Option<Constraint>,
+    caches: Option<Back>,
+}
+
+/// A session's caches on their way back, with the tokens that they are of.
+struct Back {
+    tokens: Vec<u32>,
+    sequence: Receiver<Option<Sequence>>,
 }
 
 impl Engine for Elastic {
@@ -79,30 +96,22 @@ impl Engine for Elastic {
     }
 
     fn start(&mut self, job: Job) {
-        let Some(schema) = job.request.json_schema.clone() else {
-            return self.begin(job, None);
+        let caches = self.bring_back(&job);
+        let schema = match job.request.json_schema.clone().map(|schema| self.read_schema(schema)) {
+            Some(Err(error)) => return job.sink.fail(error),
+            Some(Ok(schema)) => Some(schema),
+            None => None,
         };
-        if Arc::strong_count(&self.readers) > SCHEMAS {
-            let why = "too many JSON Schemas are being read".into();
-            return job.sink.fail(Error::Busy { why, retry_after_ms: 1000 });
+        if schema.is_none() && caches.is_none() {
+            return self.begin(job, None, None);
         }
-        let (reply, result) = sync_channel(1);
-        let (text, reader) = (Arc::clone(&self.text), Arc::clone(&self.readers));
-        let read = move || {
-            // Nobody waits for it any more when the request was cancelled.
-            let _ = reply.send(text.constraint(&schema));
-            drop(reader);
-        };
-        match std::thread::Builder::new().name("nestd-schema".into()).spawn(read) {
-            Ok(_) => self.compiling.push(Compiling { job, result }),
-            Err(error) => job.sink.fail(Error::Internal(format!("a thread: {error}"))),
-        }
+        self.waiting.push(Waiting { job, schema, constraint: None, caches });
     }
 
     fn step(&mut self) -> Step {
         // Dropping a request's sink tells its reader the cause.
         self.running.retain(|running| !running.sink().cancelled().is_cancelled());
-        self.compiling.retain(|compiling| !compiling.job.sink.cancelled().is_cancelled());
+        self.waiting.retain(|waiting| !waiting.job.sink.cancelled().is_cancelled());
         self.collect();
         if !self.running.is_empty()
             && let Err(error) = self.compute()
@@ -117,8 +126,8 @@ impl Engine for Elastic {
         if !self.running.is_empty() {
             return Step::Ready;
         }
-        let compiling = (!self.compiling.is_empty()).then_some(COMPILING);
-        compiling.into_iter().chain(tidy).min().map_or(Step::Idle, Step::Wait)
+        let waiting = (!self.waiting.is_empty()).then_some(WAITING);
+        waiting.into_iter().chain(tidy).min().map_or(Step::Idle, Step::Wait)
     }
 
     fn switch(&mut self, size: &str, reason: &str) -> Option<()> {
@@ -126,8 +135,8 @@ impl Engine for Elastic {
         self.pages.switch(&rung.slice);
         self.slice = rung.slice.clone();
         let from = std::mem::replace(&mut self.loaded.size, size.to_owned());
-        let compiling = self.compiling.iter().map(|compiling| &compiling.job.sink);
-        for sink in self.running.iter().map(Running::sink).chain(compiling) {
+        let waiting = self.waiting.iter().map(|waiting| &waiting.job.sink);
+        for sink in self.running.iter().map(Running::sink).chain(waiting) {
             sink.size_changed(&from, size, reason);
         }
         Some(())
@@ -149,6 +158,9 @@ impl Engine for Elastic {
 
     fn forget(&mut self, session: u64) {
         self.prefixes.forget(session);
+        if let Some(spill) = &mut self.spill {
+            spill.forget(session);
+        }
     }
 
     fn probe(&self) -> Option<Probe> {
@@ -172,31 +184,94 @@ impl Engine for Elastic {
     }
 }
 
+/// A session's tokens and their caches.
+type Caches = (Vec<u32>, Sequence);
+
+impl Waiting {
+    /// Ready when everything is there, with the caches that came back, if any did.
+    fn poll(&mut self) -> Poll<Result<Option<Caches>, Error>> {
+        if let Some(schema) = &self.schema {
+            match schema.try_recv() {
+                Err(TryRecvError::Empty) => return Poll::Pending,
+                Err(TryRecvError::Disconnected) => {
+                    let problem = "reading the schema ended without a result";
+                    return Poll::Ready(Err(Error::Internal(problem.into())));
+                }
+                Ok(Err(error)) => return Poll::Ready(Err(error)),
+                Ok(Ok(constraint)) => self.constraint = Some(constraint),
+            }
+            self.schema = None;
+        }
+        let Some(Back { sequence, .. }) = &self.caches else { return Poll::Ready(Ok(None)) };
+        let sequence = match sequence.try_recv() {
+            Err(TryRecvError::Empty) => return Poll::Pending,
+            Err(TryRecvError::Disconnected) => None,
+            Ok(sequence) => sequence,
+        };
+        let tokens = self.caches.take().map(|caches| caches.tokens).unwrap_or_default();
+        Poll::Ready(Ok(sequence.map(|sequence| (tokens, sequence))))
+    }
+}
+
 impl Elastic {
-    /// Begins the requests whose JSON Schema has been read.
+    /// Has a JSON Schema read, on a thread of its own.
+    fn read_schema(&self, schema: String) -> Result<Receiver<Result<Constraint, Error>>, Error> {
+        if Arc::strong_count(&self.readers) > SCHEMAS {
+            let why = "too many JSON Schemas are being read".into();
+            return Err(Error::Busy { why, retry_after_ms: 1000 });
+        }
+        let (reply, result) = sync_channel(1);
+        let (text, reader) = (Arc::clone(&self.text), Arc::clone(&self.readers));
+        let read = move || {
+            // Nobody waits for it any more when the request was cancelled.
+            let _ = reply.send(text.constraint(&schema));
+            drop(reader);
+        };
+        let thread = std::thread::Builder::new().name("nestd-schema".into()).spawn(read);
+        thread.map_err(|error| Error::Internal(format!("a thread: {error}")))?;
+        Ok(result)
+    }
+
+    /// Has the caches of a request's session brought back, where that spares reading.
+    fn bring_back(&mut self, job: &Job) -> Option<Back> {
+        let (spill, session) = (self.spill.as_mut()?, job.session?);
+        if !spill.has(session) {
+            return None;
+        }
+        let prompt = self.text.prompt(&job.request.messages).ok()?;
+        if spill.known(session, &prompt) <= self.prefixes.known(&prompt) {
+            return None;
+        }
+        let (tokens, sequence) = spill.fetch(session)?;
+        Some(Back { tokens, sequence })
+    }
+
+    /// Has caches stored that leave memory.
+    fn put_away(&mut self, gone: Vec<Away>) {
+        let Some(spill) = &mut self.spill else { return };
+        for away in gone {
+            spill.store(away, self.prefill);
+        }
+    }
+
+    /// Begins the requests that wait for nothing any more.
     fn collect(&mut self) {
         let mut index = 0;
-        while let Some(compiling) = self.compiling.get(index) {
-            let result = match compiling.result.try_recv() {
-                Err(TryRecvError::Empty) => {
-                    index += 1;
-                    continue;
-                }
-                Err(TryRecvError::Disconnected) => {
-                    Err(Error::Internal("reading the schema ended without a result".into()))
-                }
-                Ok(result) => result,
+        while let Some(waiting) = self.waiting.get_mut(index) {
+            let Poll::Ready(ready) = waiting.poll() else {
+                index += 1;
+                continue;
             };
-            let Compiling { job, .. } = self.compiling.remove(index);
-            match result {
-                Ok(constraint) => self.begin(job, Some(constraint)),
+            let Waiting { job, constraint, .. } = self.waiting.remove(index);
+            match ready {
+                Ok(back) => self.begin(job, constraint, back),
                 Err(error) => job.sink.fail(error),
             }
         }
     }
 
-    fn begin(&mut self, job: Job, constraint: Option<Constraint>) {
-        match self.accept(&job.request) {
+    fn begin(&mut self, job: Job, constraint: Option<Constraint>, back: Option<Caches>) {
+        match self.accept(&job.request, back) {
             Ok(start) => {
                 job.sink.size(&self.loaded.size);
                 self.running.push(Running::new(job, start, constraint, &self.text));
@@ -205,8 +280,8 @@ impl Elastic {
         }
     }
 
-    /// Checks that a request fits, and finds what is known of its prompt.
-    fn accept(&mut self, request: &GenerateRequest) -> Result<Start, Error> {
+    /// Checks that a request fits, and finds what is known of its prompt; `back` came from storage.
+    fn accept(&mut self, request: &GenerateRequest, back: Option<Caches>) -> Result<Start, Error> {
         let (prompt, max_tokens) = if request.prewarm {
             (self.text.beginning(&request.messages)?, 0)
         } else {
@@ -219,7 +294,11 @@ impl Elastic {
             return Err(Error::ContextTooLong { prompt_tokens, max_tokens, context_tokens });
         }
         let shape = Shape::new(self.model.config(), needed, self.store);
-        let sequence = self.prefixes.take(&prompt, &shape, self.model.config());
+        let config = self.model.config();
+        let sequence = match back {
+            Some(back) => self.prefixes.take_back(back, &prompt, &shape, config),
+            None => self.prefixes.take(&prompt, &shape, config),
+        };
         let standing = self.text.standing(&request.messages, &prompt);
         Ok(Start { prompt, sequence, standing })
     }
@@ -242,9 +321,15 @@ impl Elastic {
                 parts.push(Part { sequence: running.sequence_mut(), tokens, logits });
             }
         }
+        let began = Instant::now();
+        let tokens: usize = parts.iter().map(|part| part.tokens.len()).sum();
         let logits = self.runner.step(&self.model, &self.slice, &mut parts)?;
+        if tokens >= SHARED_CHUNK {
+            self.prefill = Some(tokens as f64 / began.elapsed().as_secs_f64().max(1e-6));
+        }
         let mut rows = logits.chunks_exact_mut(self.model.vocabulary());
         let mut ended = Vec::new();
+        let mut gone = Vec::new();
         for (index, running) in self.running.iter_mut().enumerate() {
             let drawn = wanted.get(index) == Some(&true);
             let outcome = match drawn.then(|| rows.next()).flatten() {
@@ -255,11 +340,11 @@ impl Elastic {
             match outcome {
                 Outcome::GoesOn => {}
                 Outcome::Standing if !self.constraints.caches => {}
-                Outcome::Standing => self.prefixes.keep(
+                Outcome::Standing => gone.extend(self.prefixes.keep(
                     running.read_so_far(),
                     running.sequence(),
                     self.model.config(),
-                ),
+                )),
                 outcome => ended.push((index, outcome)),
             }
         }
@@ -270,7 +355,7 @@ impl Elastic {
                     let session = running.session();
                     let (tokens, sequence) = running.finish(reason);
                     if self.constraints.caches {
-                        self.prefixes.give(session, tokens, sequence);
+                        gone.extend(self.prefixes.give(session, tokens, sequence));
                     }
                 }
                 Outcome::Unfit(why) => running.fail(Error::invalid("json_schema", why)),
@@ -280,6 +365,7 @@ impl Elastic {
                 }
             }
         }
+        self.put_away(gone);
         Ok(())
     }
 

@@ -4,6 +4,8 @@
 use nestd_elastic::config::Config;
 use nestd_elastic::kv::{Sequence, Shape};
 
+use super::spill::Away;
+
 /// Shorter beginnings are read again as fast as they are copied.
 const SHORTEST: usize = 16;
 
@@ -19,6 +21,13 @@ struct Kept {
     session: Option<u64>,
     tokens: Vec<u32>,
     sequence: Sequence,
+}
+
+impl Kept {
+    fn away(self) -> Option<Away> {
+        let Self { session, tokens, sequence } = self;
+        Some(Away { session: session?, tokens, sequence })
+    }
 }
 
 impl Prefixes {
@@ -53,14 +62,36 @@ impl Prefixes {
         Sequence::new(shape)
     }
 
+    /// The same with caches that came back from storage, of these tokens.
+    pub fn take_back(
+        &mut self,
+        (tokens, sequence): (Vec<u32>, Sequence),
+        prompt: &[u32],
+        shape: &Shape,
+        config: &Config,
+    ) -> Sequence {
+        let common = tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let common = common.min(prompt.len().saturating_sub(1)).min(sequence.len());
+        // It fails where they cannot be cut back so far.
+        let copy = sequence.copy(common, shape.capacity, config);
+        copy.unwrap_or_else(|_| self.take(prompt, shape, config))
+    }
+
     /// What the kept ones take.
     pub fn bytes(&self) -> u64 {
         self.kept.iter().map(|kept| kept.sequence.bytes()).sum()
     }
 
-    /// Forgets all.
-    pub fn clear(&mut self) {
-        self.kept.clear();
+    /// How many of a prompt's tokens need not be read.
+    pub fn known(&self, prompt: &[u32]) -> usize {
+        let common =
+            |kept: &Kept| kept.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        self.kept.iter().map(common).max().unwrap_or(0)
+    }
+
+    /// Forgets all; gives what sessions left.
+    pub fn clear(&mut self) -> Vec<Away> {
+        self.kept.drain(..).filter_map(Kept::away).collect()
     }
 
     /// Forgets what a session left.
@@ -69,29 +100,41 @@ impl Prefixes {
     }
 
     /// Keeps a copy of a sequence whose tokens are these.
-    pub fn keep(&mut self, tokens: &[u32], sequence: &Sequence, config: &Config) {
-        if let Ok(copy) = sequence.copy(sequence.len(), sequence.len(), config) {
-            self.give(None, tokens.to_vec(), copy);
+    pub fn keep(&mut self, tokens: &[u32], sequence: &Sequence, config: &Config) -> Vec<Away> {
+        match sequence.copy(sequence.len(), sequence.len(), config) {
+            Ok(copy) => self.give(None, tokens.to_vec(), copy),
+            Err(_) => Vec::new(),
         }
     }
 
     /// Takes a sequence over whose tokens are these, in place of those that it continues, and of what the
-    /// same session left before.
-    pub fn give(&mut self, session: Option<u64>, mut tokens: Vec<u32>, sequence: Sequence) {
+    /// same session left before. Gives what of sessions has to go for it, the least recently used first.
+    pub fn give(
+        &mut self,
+        session: Option<u64>,
+        mut tokens: Vec<u32>,
+        sequence: Sequence,
+    ) -> Vec<Away> {
         tokens.truncate(sequence.len());
-        if tokens.len() < SHORTEST || sequence.bytes() > self.bytes {
-            return;
+        if tokens.len() < SHORTEST {
+            return Vec::new();
+        }
+        let kept = Kept { session, tokens, sequence };
+        if kept.sequence.bytes() > self.bytes {
+            return kept.away().into_iter().collect();
         }
         // One that can be cut back to an older one serves in its place.
         if let Some(session) = session {
             self.forget(session);
         }
-        self.kept.retain(|kept| {
-            !(tokens.starts_with(&kept.tokens) && sequence.shortest() <= kept.tokens.len())
-        });
-        self.kept.push(Kept { session, tokens, sequence });
-        while self.bytes() > self.bytes {
-            self.kept.remove(0);
+        let shortest = kept.sequence.shortest();
+        self.kept
+            .retain(|old| !(kept.tokens.starts_with(&old.tokens) && shortest <= old.tokens.len()));
+        self.kept.push(kept);
+        let mut gone = Vec::new();
+        while self.bytes() > self.bytes && !self.kept.is_empty() {
+            gone.extend(self.kept.remove(0).away());
         }
+        gone
     }
 }
