@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use nestd_client::v1::generate_event::Event;
-use nestd_client::v1::{GenerateRequest, Priority, RequestState, State, Stopping};
+use nestd_client::v1::{GenerateRequest, Priority, RequestState, State, Stopping, Tool};
 use nestd_client::{Client, Error, ask};
 use nestd_tests::{Builder, Daemon, Device, collect, finished, program, project, until};
 use nix::sys::signal::Signal;
@@ -122,7 +122,7 @@ async fn requests_are_counted_by_how_they_ended() {
     for client in [&grpc, &dbus] {
         let wrong = short("hello", 1_000_000, Priority::Normal);
         assert!(matches!(client.generate(wrong).await, Err(Error::Failed(_))));
-        let unsupported = GenerateRequest { session: "s".into(), ..ask("hello") };
+        let unsupported = GenerateRequest { tools: vec![Tool::default()], ..ask("hello") };
         assert!(matches!(client.generate(unsupported).await, Err(Error::Failed(_))));
     }
     let cancelled = "nestd_requests_total{outcome=\"cancelled\",priority=\"background\"}";
