@@ -9,6 +9,7 @@ several starts. The figures are in docs/performance.md.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import socket
@@ -32,14 +33,17 @@ def ask(nestctl, question, system=None):
     return json.loads(lines[-1])["finished"]
 
 
-def start(model, threads):
+@contextlib.contextmanager
+def running(model, elastic):
+    """A daemon with the model: the command line of its nestctl, and the times to READY and to the loaded model in ms."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         (folder / "models").mkdir()
         (folder / "models" / "model.gguf").symlink_to(Path(model).resolve())
         (folder / "nestd.toml").write_text(
             f"[model]\ndir = '{folder}/models'\ncache_dir = '{folder}/cache'\n[grpc]\nsocket = '{folder}/nestd.sock'\n"
-            f"[dbus]\nbus = 'off'\n[governor]\nenabled = false\n[elastic]\nthreads = {threads}\n"
+            f"[dbus]\nbus = 'off'\n[metrics]\nlisten = ''\n[governor]\nenabled = false\n"
+            f"[sessions]\ndir = '{folder}/sessions'\n[elastic]\nspill_dir = '{folder}/kv'\n{elastic}\n"
         )
         told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         told.bind(str(folder / "notify"))
@@ -58,16 +62,20 @@ def start(model, threads):
                 status = json.loads(subprocess.run([*nestctl, "--json", "status"], check=True, stdout=subprocess.PIPE).stdout)
                 if status["state"] == "ready":
                     break
-            loaded = time.monotonic() - began
-            alone = ask(nestctl, QUESTIONS[0])
-            first = ask(nestctl, QUESTIONS[0], SYSTEM)
-            after = ask(nestctl, QUESTIONS[1], SYSTEM)
+            yield nestctl, ready * 1e3, (time.monotonic() - began) * 1e3
         finally:
             daemon.terminate()
             daemon.wait()
+
+
+def start(model, threads):
+    with running(model, f"threads = {threads}") as (nestctl, ready, loaded):
+        alone = ask(nestctl, QUESTIONS[0])
+        first = ask(nestctl, QUESTIONS[0], SYSTEM)
+        after = ask(nestctl, QUESTIONS[1], SYSTEM)
     return {
-        "ready_ms": ready * 1e3,
-        "loaded_ms": loaded * 1e3,
+        "ready_ms": ready,
+        "loaded_ms": loaded,
         "prompt_tokens": alone["usage"]["prompt_tokens"],
         "ttft_ms": alone["timings"]["ttft_us"] / 1e3,
         "with_system_tokens": first["usage"]["prompt_tokens"],
