@@ -5,7 +5,7 @@ use crate::holds::Hold;
 use crate::ladder::Ladder;
 use crate::level::{Bands, Level, Worse};
 use crate::settings::Settings;
-use crate::snapshot::{PowerProfile, Snapshot};
+use crate::snapshot::{PowerProfile, Snapshot, Warning};
 
 /// The level of each reading.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +45,12 @@ fn discharging(snapshot: &Snapshot) -> Option<f64> {
     snapshot.battery.filter(|_| snapshot.on_ac != Some(true)).map(|battery| battery.percent)
 }
 
+/// What the system warns of, where it counts.
+fn warning(snapshot: &Snapshot) -> Option<Warning> {
+    discharging(snapshot)?;
+    snapshot.battery?.warning
+}
+
 /// The levels of a snapshot, after those before. A reading that is gone has none.
 pub(crate) fn levels(settings: &Settings, snapshot: &Snapshot, before: Option<Levels>) -> Levels {
     let before = before.unwrap_or_default();
@@ -57,9 +63,15 @@ pub(crate) fn levels(settings: &Settings, snapshot: &Snapshot, before: Option<Le
         if pressure.stalled { level.max(Level::Saving) } else { level }
     });
     let available = snapshot.memory.map(|memory| memory.available_mib as f64);
+    // Who runs out of power does not wait for a threshold.
+    let warned = match warning(snapshot) {
+        None => Level::Full,
+        Some(Warning::Low) => Level::Saving,
+        Some(Warning::Critical | Warning::Action) => Level::Critical,
+    };
     let saver = snapshot.power_profile == Some(PowerProfile::PowerSaver);
     Levels {
-        battery: level(&settings.battery, discharging(snapshot), before.battery),
+        battery: level(&settings.battery, discharging(snapshot), before.battery).max(warned),
         temperature: level(&settings.temperature, snapshot.temperature_c, before.temperature),
         pressure: pressure.unwrap_or_default(),
         available: level(&settings.available, available, before.available),
@@ -118,7 +130,16 @@ fn comfort(settings: &Settings, snapshot: &Snapshot, levels: Levels) -> Limit {
     if levels.battery == worst
         && let Some(percent) = discharging(snapshot)
     {
-        return Limit::new(Cause::Battery, format!("the battery is at {percent:.0} %: {name}"));
+        let text = match warning(snapshot) {
+            None => format!("the battery is at {percent:.0} %: {name}"),
+            Some(warning) => {
+                let warning = warning.name();
+                format!(
+                    "the battery is at {percent:.0} %, and the system warns of it ({warning}): {name}"
+                )
+            }
+        };
+        return Limit::new(Cause::Battery, text);
     }
     Limit::new(Cause::PowerProfile, format!("the power profile is power-saver: {name}"))
 }

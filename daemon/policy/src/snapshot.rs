@@ -54,6 +54,34 @@ pub struct Battery {
     pub power_w: Option<f64>,
     /// Until empty, in seconds, while discharging.
     pub time_to_empty_s: Option<u64>,
+    /// What the system warns of; None: of nothing, or there is nobody who would.
+    pub warning: Option<Warning>,
+}
+
+/// What `UPower` warns of (`WarningLevel`), by thresholds of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Warning {
+    /// Little is left.
+    Low,
+    /// Very little is left.
+    Critical,
+    /// The system is about to turn itself off.
+    Action,
+}
+
+impl Warning {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Low, Self::Critical, Self::Action];
+
+    /// The name that `UPower` gives it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Critical => "critical",
+            Self::Action => "action",
+        }
+    }
 }
 
 /// What the person chose in power-profiles-daemon.

@@ -70,6 +70,19 @@ async fn upower_is_followed_through_a_day_and_a_restart() {
     let joules = report.energy_per_token_j.unwrap();
     assert!((0.005..0.8).contains(&joules), "{joules} J a token");
 
+    // UPower knows better than a percentage.
+    percentage(&mock, 90.0).await;
+    at(&client, "large", "plenty").await;
+    mock.set(DISPLAY, DEVICE, "WarningLevel", 4_u32.into()).await;
+    let report = at(&client, "small", "battery").await;
+    assert!(report.reason.contains("warns of it (critical)"), "{}", report.reason);
+    for (name, client) in daemon.both().await {
+        let readings = client.governor().await.unwrap().readings.unwrap();
+        assert_eq!(readings.battery_warning.as_deref(), Some("critical"), "{name}");
+    }
+    mock.set(DISPLAY, DEVICE, "WarningLevel", 1_u32.into()).await;
+    at(&client, "large", "plenty").await;
+
     // The rest of the day under one answer: none of it costs a token.
     let words = "word ".repeat(400);
     let answer = client.generate(ask(words.clone())).await.unwrap();

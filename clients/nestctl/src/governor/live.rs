@@ -229,6 +229,9 @@ fn reading_rows(readings: &Readings) -> Vec<(&'static str, String)> {
         if let Some(seconds) = readings.time_to_empty_s {
             text = format!("{text}, empty in {}", clock(Duration::from_secs(seconds)));
         }
+        if let Some(warning) = &readings.battery_warning {
+            text = format!("{text}; the system warns: {warning}");
+        }
         rows.push(("battery", text));
     }
     if let Some(on_ac) = readings.on_ac {
@@ -280,7 +283,8 @@ pub fn value(report: &GovernorReport) -> Value {
             "psi_some_avg10": readings.psi_some_avg10, "psi_full_avg10": readings.psi_full_avg10,
             "battery_percent": readings.battery_percent,
             "battery_power_w": readings.battery_power_w,
-            "time_to_empty_s": readings.time_to_empty_s, "on_ac": readings.on_ac,
+            "time_to_empty_s": readings.time_to_empty_s,
+            "battery_warning": readings.battery_warning, "on_ac": readings.on_ac,
             "temp_c": readings.temp_c, "power_profile": readings.power_profile,
         },
     })

@@ -279,6 +279,7 @@ mod tests {
                     psi_some_avg10: Some(3.4),
                     psi_full_avg10: Some(1.2),
                     battery_power_w: Some(4.5),
+                    battery_warning: None,
                     time_to_empty_s: Some(3600),
                     on_ac: Some(false),
                     temp_c: Some(41.0),

@@ -92,6 +92,7 @@ fn report(mut values: Values) -> Result<GovernorReport, Error> {
         battery_percent: may(&mut values, "BatteryPercent")?,
         battery_power_w: may(&mut values, "BatteryPowerW")?,
         time_to_empty_s: may(&mut values, "TimeToEmptyS")?,
+        battery_warning: may(&mut values, "BatteryWarning")?,
         on_ac: may(&mut values, "OnAc")?,
         temp_c: may(&mut values, "TempC")?,
         power_profile: may(&mut values, "PowerProfile")?,

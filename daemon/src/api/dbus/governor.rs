@@ -192,6 +192,11 @@ impl Governor {
     }
 
     #[zbus(property)]
+    fn battery_warning(&self) -> fdo::Result<String> {
+        self.reading(|snapshot| Some(snapshot.battery?.warning?.name().to_owned()))
+    }
+
+    #[zbus(property)]
     fn on_ac(&self) -> fdo::Result<bool> {
         self.reading(|snapshot| snapshot.on_ac)
     }
@@ -326,6 +331,7 @@ pub(super) fn properties(report: &Report) -> zbus::Result<Vec<(&'static str, Own
         ("BatteryPercent", battery.map(|battery| battery.percent.into())),
         ("BatteryPowerW", battery.and_then(|battery| Some(battery.power_w?.into()))),
         ("TimeToEmptyS", battery.and_then(|battery| Some(battery.time_to_empty_s?.into()))),
+        ("BatteryWarning", battery.and_then(|battery| Some(string(battery.warning?.name())))),
         ("OnAc", on_ac.map(OwnedVariant::from)),
         ("TempC", temperature_c.map(OwnedVariant::from)),
         ("EnergyPerTokenJ", energy_per_token_j.map(OwnedVariant::from)),

@@ -142,6 +142,7 @@ fn readings(snapshot: &Snapshot) -> v1::Readings {
         battery_percent: battery.map(|battery| battery.percent),
         battery_power_w: battery.and_then(|battery| battery.power_w),
         time_to_empty_s: battery.and_then(|battery| battery.time_to_empty_s),
+        battery_warning: battery.and_then(|battery| Some(battery.warning?.name().to_owned())),
         on_ac,
         temp_c: temperature_c,
         power_profile: power_profile.map(|profile| profile.name().to_owned()),

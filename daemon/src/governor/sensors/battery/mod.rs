@@ -116,6 +116,7 @@ fn tidy(battery: Battery) -> Battery {
         percent: tenth(battery.percent),
         power_w: battery.power_w.map(|watts| tenth(watts) + 0.0),
         time_to_empty_s: battery.time_to_empty_s.map(|seconds| seconds.div_ceil(60) * 60),
+        warning: battery.warning,
     }
 }
 

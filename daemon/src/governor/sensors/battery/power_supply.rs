@@ -233,7 +233,7 @@ fn together(cells: &[Cell]) -> Option<Battery> {
     } else {
         None
     };
-    Some(Battery { percent, power_w, time_to_empty_s })
+    Some(Battery { percent, power_w, time_to_empty_s, warning: None })
 }
 
 #[cfg(test)]

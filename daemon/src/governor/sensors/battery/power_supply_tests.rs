@@ -12,7 +12,7 @@ fn of(supplies: &[(&str, &[(&str, &str)])]) -> Power {
 }
 
 fn battery(percent: f64, power_w: Option<f64>, time_to_empty_s: Option<u64>) -> Battery {
-    Battery { percent, power_w, time_to_empty_s }
+    Battery { percent, power_w, time_to_empty_s, warning: None }
 }
 
 const MAINS: (&str, &[(&str, &str)]) = ("AC", &[("type", "Mains\n"), ("online", "1\n")]);

@@ -4,7 +4,7 @@
 //! may be restarted: see [`Watched`].
 
 use futures::future::BoxFuture;
-use nestd_policy::snapshot::Battery;
+use nestd_policy::snapshot::{Battery, Warning};
 use zbus::Connection;
 
 use super::super::bus::{Object, Properties, Watched};
@@ -26,6 +26,11 @@ const CHARGING: u32 = 1;
 const DISCHARGING: u32 = 2;
 const EMPTY: u32 = 3;
 const PENDING_DISCHARGE: u32 = 6;
+
+/// `WarningLevel` of a device.
+const LOW: u32 = 3;
+const CRITICAL: u32 = 4;
+const ACTION: u32 = 5;
 
 /// The sensor.
 pub struct UPower {
@@ -89,7 +94,14 @@ fn read(said: &Properties) -> Option<Battery> {
     };
     let seconds: Option<i64> = said.get("TimeToEmpty").filter(|_| state == DISCHARGING);
     let time_to_empty_s = seconds.and_then(|seconds| until_empty(seconds as f64));
-    Some(Battery { percent, power_w, time_to_empty_s })
+    let warning = match said.get("WarningLevel").unwrap_or(0) {
+        LOW => Some(Warning::Low),
+        CRITICAL => Some(Warning::Critical),
+        ACTION => Some(Warning::Action),
+        // Unknown, none, or that of an uninterruptible supply which is in use.
+        _ => None,
+    };
+    Some(Battery { percent, power_w, time_to_empty_s, warning })
 }
 
 impl Sensor for UPower {
@@ -175,7 +187,7 @@ pub(super) mod tests {
     }
 
     pub fn battery(percent: f64, power_w: Option<f64>, time: Option<u64>) -> Battery {
-        Battery { percent, power_w, time_to_empty_s: time }
+        Battery { percent, power_w, time_to_empty_s: time, warning: None }
     }
 
     #[tokio::test]
