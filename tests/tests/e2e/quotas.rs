@@ -57,7 +57,7 @@ async fn a_flood_of_one_user_leaves_another_its_place() {
     assert_eq!(accepted.len(), 11);
     until(&clients[0], |status| status.running_requests == 3).await;
     for transport in TRANSPORTS {
-        nobody.may(&daemon, &[transport, "ask", "--priority", "background", "hello"]);
+        nobody.may(&daemon, &[transport, "ask", "--priority", "normal", "hello"]);
     }
     let status = clients[0].status().await.unwrap();
     assert_eq!((status.running_requests, status.queued_requests), (3, 8));
