@@ -69,9 +69,8 @@ impl Used {
 
     fn add(&mut self, amount: f64, limit: u64, period: Duration, now: Instant) {
         // Without a quota nothing is owed when there is one again.
-        let before = if limit == 0 { 0.0 } else { self.left(limit, period, now) };
-        let amount = if limit == 0 { 0.0 } else { amount };
-        *self = Self { amount: before + amount, at: now };
+        let amount = if limit == 0 { 0.0 } else { self.left(limit, period, now) + amount };
+        *self = Self { amount, at: now };
     }
 
     /// How long until there is some of the quota again; None if there is.
@@ -94,9 +93,18 @@ impl Quotas {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Applies new settings; what was used stays used.
+    /// Applies new settings; what was used stays used, unless there is no quota of it any more.
     pub(super) fn configure(&self, settings: Settings) {
-        self.lock().settings = settings;
+        let mut state = self.lock();
+        state.settings = settings;
+        for account in state.accounts.values_mut() {
+            if settings.tokens_per_minute == 0 {
+                account.tokens.amount = 0.0;
+            }
+            if settings.energy_j_per_hour == 0 {
+                account.joules.amount = 0.0;
+            }
+        }
     }
 
     /// What tokens cost from now on.
