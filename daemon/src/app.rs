@@ -203,6 +203,7 @@ fn settings(config: &Config) -> service::Settings {
         size: config.model.size.clone(),
         memory_mib: config.model.memory_mib,
         limits: config.limits,
+        quotas: config.quotas,
         sessions: config.sessions.clone(),
         buffer_bytes: config.buffer_bytes,
         drain: Duration::from_millis(config.drain_ms),

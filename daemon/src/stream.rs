@@ -88,6 +88,7 @@ struct Inner {
     reader: Option<Waker>,
     progress: Progress,
     record: Option<Record>,
+    charge: Option<Charge>,
 }
 
 /// The answer so far, for who wants it whole at the end.
@@ -99,10 +100,16 @@ struct Record {
 /// What is called with a request's last event and its answer, before its reader sees the end.
 pub type Then = Box<dyn FnOnce(&Event, String) + Send>;
 
+/// What is called at a request's end with the tokens of its prompt that were computed, and those of its
+/// answer, before its reader sees the end.
+pub type Charge = Box<dyn FnOnce(u32, u32) + Send>;
+
 /// What the engine did so far, for the last event.
 #[derive(Default)]
 struct Progress {
     usage: Usage,
+    /// Tokens of the prompt that were read, those from a cache included.
+    read_tokens: u32,
     prefill_began: Option<Instant>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
@@ -130,6 +137,12 @@ impl Shared {
             record.answer.push_str(&delta.delta);
         }
         // There is one sink, so nobody else ends the request meanwhile.
+        if ends && let Some(charge) = inner.charge.take() {
+            let (prompt, completion) = inner.progress.computed();
+            drop(inner);
+            charge(prompt, completion);
+            inner = self.lock();
+        }
         if ends && let Some(Record { answer, then }) = inner.record.take() {
             drop(inner);
             then(&event, answer);
@@ -202,6 +215,11 @@ impl Sink {
         self.shared.lock().record = Some(Record { answer: String::new(), then });
     }
 
+    /// Has the request charged to whoever asked for it.
+    pub fn charge(&self, charge: Charge) {
+        self.shared.lock().charge = Some(charge);
+    }
+
     /// The request waits for `position` others.
     pub fn queued(&self, position: u32) {
         self.shared.push(Event::Queued { position });
@@ -240,6 +258,7 @@ impl Sink {
                     recorder.began(queued, total, cached);
                 }
             }
+            progress.read_tokens = done;
             progress.usage.prompt_tokens = total;
             progress.usage.cached_tokens = cached;
         }
@@ -310,6 +329,14 @@ impl Drop for Sink {
 }
 
 impl Progress {
+    /// Tokens of the prompt that were computed, and those of the answer.
+    fn computed(&self) -> (u32, u32) {
+        let Usage { prompt_tokens, cached_tokens, completion_tokens } = self.usage;
+        // Before the answer, only a part may have been read.
+        let read = if completion_tokens > 0 { prompt_tokens } else { self.read_tokens };
+        (read.saturating_sub(cached_tokens), completion_tokens)
+    }
+
     fn finished(&self, reason: FinishReason, accepted: Instant) -> Finished {
         let rate = |tokens: u32, from: Option<Instant>, to: Option<Instant>| match (from, to) {
             (Some(from), Some(to)) if to > from => f64::from(tokens) / (to - from).as_secs_f64(),
@@ -505,6 +532,25 @@ mod tests {
         sink.finish(FinishReason::Length);
         let last = events.collect::<Vec<_>>().await.pop().unwrap();
         assert_eq!(*recorded.lock().unwrap(), Some((last, "Hello".into())));
+    }
+
+    #[tokio::test]
+    async fn what_was_computed_is_charged_once_before_the_reader_has_the_end() {
+        for (tokens, expected) in [(0, (30, 0)), (3, (80, 3))] {
+            let (sink, events) = channel(1, 100);
+            let charged = Arc::new(Mutex::new(Vec::new()));
+            let account = Arc::clone(&charged);
+            sink.charge(Box::new(move |prompt, completion| {
+                account.lock().unwrap().push((prompt, completion));
+            }));
+            sink.prefill(20, 100, 20);
+            sink.prefill(50, 100, 20);
+            sink.text("", tokens);
+            assert!(charged.lock().unwrap().is_empty());
+            events.stopper().cancel();
+            drop(sink);
+            assert_eq!(*charged.lock().unwrap(), [expected]);
+        }
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@
 
 mod access;
 mod metrics;
+mod quotas;
 mod reader;
 mod sessions;
 mod tcp;
@@ -21,7 +22,7 @@ use nestd_policy::settings::{PROFILES, Settings as Policy};
 use crate::engine::elastic::SpillSettings;
 use crate::engine::{Isq, SimSettings, elastic};
 use crate::governor::sensors::battery;
-use crate::types::{Access, EngineKind, Limits, SessionSettings};
+use crate::types::{Access, EngineKind, Limits, Quotas, SessionSettings};
 use reader::Reader;
 pub use tcp::Tcp;
 
@@ -47,6 +48,8 @@ pub struct Config {
     pub access: Access,
     /// `[limits]`, what a request may ask for.
     pub limits: Limits,
+    /// `[quotas]`, what one user may have of it.
+    pub quotas: Quotas,
     /// `[limits] buffer_bytes`
     pub buffer_bytes: usize,
     /// `[limits] drain_ms`
@@ -216,6 +219,7 @@ impl Config {
                 default_max_tokens: read.u32("limits.default_max_tokens", 1..=131_072),
                 prompt_bytes: read.u32("limits.prompt_bytes", 1..=16 << 20),
             },
+            quotas: quotas::read(&mut read),
             buffer_bytes: read.u32("limits.buffer_bytes", 1024..=64 << 20) as usize,
             drain_ms: read.u64("limits.drain_ms", 0..=3_600_000),
             log_level: read.parsed("log.level", log_level),

@@ -14,7 +14,7 @@ use nestd_policy::snapshot::Snapshot;
 use super::energy::Energy;
 use super::sensors::sleep::Release;
 use super::{Change, Governor, ladder};
-use crate::service::Allowance;
+use crate::service::{Allowance, Power};
 use crate::types::{Error, Loaded, State as DaemonState};
 
 /// A change that failed is not tried again sooner.
@@ -44,6 +44,8 @@ impl Governor {
             let tokens = crate::stream::tokens_made();
             let per_token = energy.see(Instant::now(), tokens, power_w, *busy.borrow());
             self.state().energy_per_token_j = per_token;
+            let on_battery = snapshot.battery.is_some() && snapshot.on_ac != Some(true);
+            self.service.set_power(Power { on_battery, per_token_j: per_token });
             self.service.metrics().energy(energy.take_spent_j());
             let slept = std::mem::replace(&mut self.state().snapshot, snapshot).sleeping;
             if sleeping && !slept {

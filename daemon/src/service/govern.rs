@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedMutexGuard, watch};
 
 use super::load::Loading;
-use super::{Service, Settings, lock, memory};
+use super::{Power, Service, Settings, lock, memory};
 use crate::engine::{Constraints, Plan};
 use crate::stream;
 use crate::types::{EngineKind, Error, Loaded, ModelInfo, State};
@@ -121,6 +121,11 @@ impl Service {
         }
         self.engine_was_told.store(told.is_ok(), Ordering::Relaxed);
         self.apply_limits();
+    }
+
+    /// What tokens cost from now on, for the quotas.
+    pub fn set_power(&self, power: Power) {
+        self.quotas.set_power(power);
     }
 
     /// Bytes of the model that are in memory, by part; nothing where the engine cannot tell. Takes a while.

@@ -7,6 +7,7 @@ mod govern;
 mod load;
 pub mod memory;
 mod queue;
+mod quotas;
 mod requests;
 mod sessions;
 
@@ -22,13 +23,16 @@ use crate::engine::{Handle, Job, Plan};
 use crate::metrics::Metrics;
 use crate::stream::{self, Events, Sink};
 use crate::types::{
-    Client, EngineKind, Error, GenerateRequest, Limits, Loaded, Message, Priority, SessionInfo,
-    SessionOptions, SessionSettings, State, Status, check_messages,
+    Client, EngineKind, Error, GenerateRequest, Limits, Loaded, Message, Priority,
+    Quotas as QuotaSettings, SessionInfo, SessionOptions, SessionSettings, State, Status,
+    check_messages,
 };
 use queue::{Gate, Queue, Running, Ticket};
+use quotas::{Quotas, Taken};
 
 pub use govern::{Allowance, Chooser, Held};
 pub use load::{Listed, Then};
+pub use quotas::Power;
 use requests::Entry;
 pub use requests::{ActiveRequest, Activity};
 pub use sessions::Sessions;
@@ -46,6 +50,8 @@ pub struct Settings {
     pub memory_mib: u64,
     /// What a request may ask for.
     pub limits: Limits,
+    /// What one user may have of it.
+    pub quotas: QuotaSettings,
     /// Sessions that may be there.
     pub sessions: SessionSettings,
     /// Unread text that is kept for a slow reader.
@@ -60,6 +66,7 @@ pub struct Service {
     settings: RwLock<Arc<Settings>>,
     status: watch::Sender<Status>,
     queue: Arc<Queue>,
+    quotas: Arc<Quotas>,
     sessions: Arc<Sessions>,
     /// Held by the load or unload that is under way.
     changing: Arc<tokio::sync::Mutex<()>>,
@@ -102,18 +109,15 @@ impl Service {
     #[must_use]
     pub fn new(engine: Handle, settings: Settings) -> Arc<Self> {
         let problem = "nothing was loaded yet".to_owned();
-        let limits = settings.limits;
+        let at_once = places(&settings.limits, &settings.quotas, false);
         Arc::new(Self {
+            quotas: Arc::new(Quotas::new(settings.quotas)),
             sessions: Sessions::new(engine.clone(), settings.sessions.clone()),
             engine,
             settings: RwLock::new(Arc::new(settings)),
             queue: Queue::new(
                 Gate::Closed(Error::ModelNotLoaded { problem: problem.clone() }),
-                queue::Limits {
-                    parallel: limits.parallel_requests,
-                    places: limits.queued_requests,
-                    overtaking: false,
-                },
+                at_once,
             ),
             status: watch::Sender::new(Status {
                 state: State::NoModel,
@@ -146,6 +150,7 @@ impl Service {
     /// Applies new settings; what concerns loading takes effect with the next load.
     pub fn configure(&self, settings: Settings) {
         self.sessions.configure(settings.sessions.clone());
+        self.quotas.configure(settings.quotas);
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
         self.apply_limits();
         // The limits are part of the report.
@@ -166,12 +171,9 @@ impl Service {
     fn apply_limits(&self) {
         let limits = self.limits();
         let engine = self.status.borrow().loaded.as_ref().map(|loaded| loaded.engine);
-        self.queue.set_limits(queue::Limits {
-            parallel: limits.parallel_requests,
-            places: limits.queued_requests,
-            // mistral.rs cannot let a request stand still.
-            overtaking: matches!(engine, Some(EngineKind::Elastic | EngineKind::Sim)),
-        });
+        // mistral.rs cannot let a request stand still.
+        let overtaking = matches!(engine, Some(EngineKind::Elastic | EngineKind::Sim));
+        self.queue.set_limits(places(&limits, &self.settings().quotas, overtaking));
     }
 
     fn allowance(&self) -> Allowance {
@@ -219,6 +221,8 @@ impl Service {
             let why = format!("background requests are not taken now ({why})");
             return Err(Error::Busy { why, retry_after_ms: 30_000 });
         }
+        let account = client.account();
+        self.quotas.check(&account, Instant::now())?;
         let (turn, before) = if request.session.is_empty() {
             (None, Vec::new())
         } else {
@@ -229,7 +233,7 @@ impl Service {
         request.check(&before, &settings.limits)?;
         request.messages.splice(0..0, before);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let ticket = self.queue.enter(id, request.priority)?;
+        let ticket = self.queue.enter(id, &account, request.priority)?;
         let recorder = self.metrics.recorder(request.priority);
         let (sink, events) = stream::recorded(id, settings.buffer_bytes, recorder);
         let entry = Entry::new(sink.stopper(), client.clone(), request.priority);
@@ -248,6 +252,11 @@ impl Service {
             // It waits for the model, however soon that is there.
             sink.loading(0.0);
         }
+        let quotas = Arc::clone(&self.quotas);
+        sink.charge(Box::new(move |prompt_tokens, completion_tokens| {
+            let taken = Taken { prompt_tokens, completion_tokens };
+            quotas.charge(&account, taken, Instant::now());
+        }));
         tokio::spawn(Arc::clone(self).run(request, session, sink, ticket, active));
         self.wake();
         Ok(events)
@@ -401,6 +410,18 @@ impl Service {
 
     fn loaded(&self) -> Option<Loaded> {
         self.status.borrow().loaded.clone()
+    }
+}
+
+/// The places of the queue; no quota is as many as there are numbers.
+fn places(limits: &Limits, quotas: &QuotaSettings, overtaking: bool) -> queue::Limits {
+    let or_all = |quota: u32| if quota == 0 { u32::MAX } else { quota };
+    queue::Limits {
+        parallel: limits.parallel_requests,
+        places: limits.queued_requests,
+        overtaking,
+        user_parallel: or_all(quotas.parallel_requests),
+        user_places: or_all(quotas.queued_requests),
     }
 }
 

@@ -1,11 +1,14 @@
-//! Who may generate, and who waits: the most urgent first, then first come, first served, up to the limits.
-//! Waiting makes more urgent, so that background work ends some day. An interactive request may take one
+//! Who may generate, and who waits: the most urgent first, up to the limits; among those alike, the users
+//! take turns, and each user's own are first come, first served. A user has no more places than its quota.
+//! Waiting makes more urgent, so that background work ends some day; it begins anew when another request of
+//! the user at the same priority runs, so that many of one user do not age past another's. An interactive request may take one
 //! place more than there are while a background one runs, on an engine that lets that one stand still.
 //!
 //! A gate stands before the queue: open while a model answers, paused while one is being loaded, and
 //! closed, with the reason, while there is none. The service owns the queue and moves the gate; each
 //! request owns its [`Ticket`], then its [`Running`], whose drops give the place back.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,6 +40,10 @@ struct Inner {
     running: u32,
     /// Of those, at priority background.
     running_background: u32,
+    /// The users that have requests here.
+    users: HashMap<Arc<str>, User>,
+    /// Requests that ran so far.
+    turns: u64,
     /// A moving average of how long a request runs, for the time to retry.
     mean: Duration,
 }
@@ -49,10 +56,27 @@ pub(super) struct Limits {
     pub(super) places: u32,
     /// Whether the engine lets background requests stand still.
     pub(super) overtaking: bool,
+    /// Requests of one user that run at once.
+    pub(super) user_parallel: u32,
+    /// Requests of one user that wait.
+    pub(super) user_places: u32,
+}
+
+/// What was given to a user.
+#[derive(Clone, Copy, Default)]
+struct User {
+    /// Requests that run, and those of them at priority background.
+    running: u32,
+    running_background: u32,
+    /// When one began last, at each priority.
+    served: [Option<Instant>; 3],
+    /// Which of all requests that was; 0 for none.
+    turn: u64,
 }
 
 struct Waiting {
     id: u64,
+    user: Arc<str>,
     priority: Priority,
     since: Instant,
     /// What it waited for has failed.
@@ -60,38 +84,97 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// The lower, the sooner.
-    fn rank(&self, now: Instant) -> u64 {
-        let aged = now.saturating_duration_since(self.since).as_secs() / AGING.as_secs();
+    /// The lower, the sooner. `served` is when its user was last given a place at its priority.
+    fn rank(&self, served: Option<Instant>, now: Instant) -> u64 {
+        let since = served.map_or(self.since, |served| served.max(self.since));
+        let aged = now.saturating_duration_since(since).as_secs() / AGING.as_secs();
         (self.priority as u64).saturating_sub(aged)
     }
 }
 
 impl Inner {
-    /// How many are ahead of a waiting request.
+    fn user(&self, user: &str) -> User {
+        self.users.get(user).copied().unwrap_or_default()
+    }
+
+    fn rank(&self, waiting: &Waiting, now: Instant) -> u64 {
+        let served = self.user(&waiting.user).served;
+        waiting.rank(served.get(waiting.priority as usize).copied().flatten(), now)
+    }
+
+    /// How many are ahead of a waiting request, if each user takes one turn after the other.
     fn position(&self, id: u64) -> usize {
         let now = Instant::now();
-        let ahead = |me: &Waiting| {
-            let before = |other: &&Waiting| (other.rank(now), other.id) < (me.rank(now), me.id);
-            self.waiting.iter().filter(before).count()
+        let Some(me) = self.waiting.iter().find(|waiting| waiting.id == id) else { return 0 };
+        let own_rank = self.rank(me, now);
+        let mut ahead = 0;
+        // Of each user, how many are as urgent, and whose turn it is.
+        let mut alike: HashMap<&str, (usize, (u64, u64))> = HashMap::new();
+        let mut own_round = 0;
+        for other in &self.waiting {
+            let rank = self.rank(other, now);
+            ahead += usize::from(rank < own_rank);
+            if rank == own_rank {
+                let first = (self.user(&other.user).turn, other.id);
+                alike.entry(&other.user).or_insert((0, first)).0 += 1;
+                own_round += usize::from(other.user == me.user && other.id < id);
+            }
+        }
+        let own_turn = alike.remove(&*me.user).map(|(_, turn)| turn);
+        let of_user = |(count, turn): (usize, (u64, u64))| {
+            count.min(own_round + usize::from(Some(turn) < own_turn))
         };
-        self.waiting.iter().find(|waiting| waiting.id == id).map_or(0, ahead)
+        ahead + own_round + alike.into_values().map(of_user).sum::<usize>()
     }
 
     /// Whether it is a waiting request's turn: it has room, and nobody ahead of it has. Who is ahead and
     /// has no room waits for a place that this one may not need.
     fn is_turn_of(&self, id: u64) -> bool {
         let now = Instant::now();
-        let admissible = self.waiting.iter().filter(|waiting| self.has_room_for(waiting.priority));
-        let first = admissible.min_by_key(|waiting| (waiting.rank(now), waiting.id));
+        let admissible = self.waiting.iter().filter(|waiting| self.has_room_for(waiting));
+        let first = admissible.min_by_key(|waiting| {
+            (self.rank(waiting, now), self.user(&waiting.user).turn, waiting.id)
+        });
         first.is_some_and(|first| first.id == id)
     }
 
-    fn has_room_for(&self, priority: Priority) -> bool {
-        let extra = self.limits.overtaking
-            && priority == Priority::Interactive
-            && self.running_background > 0;
-        self.running < self.limits.parallel + u32::from(extra)
+    fn has_room_for(&self, waiting: &Waiting) -> bool {
+        let overtakes = self.limits.overtaking && waiting.priority == Priority::Interactive;
+        let room = |running: u32, background: u32, limit: u32| {
+            running < limit.saturating_add(u32::from(overtakes && background > 0))
+        };
+        let user = self.user(&waiting.user);
+        room(self.running, self.running_background, self.limits.parallel)
+            && room(user.running, user.running_background, self.limits.user_parallel)
+    }
+
+    /// Gives a waiting request its place.
+    fn serve(&mut self, user: &Arc<str>, priority: Priority) {
+        let background = u32::from(priority == Priority::Background);
+        self.running += 1;
+        self.running_background += background;
+        self.turns += 1;
+        let user = self.users.entry(Arc::clone(user)).or_default();
+        user.running += 1;
+        user.running_background += background;
+        user.turn = self.turns;
+        if let Some(served) = user.served.get_mut(priority as usize) {
+            *served = Some(Instant::now());
+        }
+    }
+
+    /// Forgets a user that has nothing here.
+    fn tidy(&mut self, user: &str) {
+        let waits = || self.waiting.iter().any(|waiting| *waiting.user == *user);
+        if self.user(user).running == 0 && !waits() {
+            self.users.remove(user);
+        }
+    }
+
+    /// When a place is likely to be free, of so many.
+    fn retry_after_ms(&self, places: u32) -> u64 {
+        let mean = self.mean / places.max(1);
+        u64::try_from(mean.as_millis()).unwrap_or(u64::MAX).clamp(100, 60_000)
     }
 }
 
@@ -103,6 +186,8 @@ impl Queue {
             waiting: Vec::new(),
             running: 0,
             running_background: 0,
+            users: HashMap::new(),
+            turns: 0,
             mean: Duration::from_secs(2),
         };
         Arc::new(Self { inner: Mutex::new(inner), changed: watch::Sender::new(()) })
@@ -129,25 +214,38 @@ impl Queue {
     }
 
     /// Takes the last place in the queue, or says why there is none.
-    pub(super) fn enter(self: &Arc<Self>, id: u64, priority: Priority) -> Result<Ticket, Error> {
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        id: u64,
+        user: &str,
+        priority: Priority,
+    ) -> Result<Ticket, Error> {
         let mut inner = self.lock();
         if let Gate::Closed(error) = &inner.gate {
             return Err(error.clone());
         }
-        let Limits { parallel, places, .. } = inner.limits;
-        let free = parallel.saturating_sub(inner.running) + places;
-        if inner.waiting.len() >= free as usize {
-            let mean = inner.mean / parallel.max(1);
-            let retry_after_ms = u64::try_from(mean.as_millis()).unwrap_or(u64::MAX);
-            return Err(Error::QueueFull {
-                limit: places,
-                retry_after_ms: retry_after_ms.clamp(100, 60_000),
+        let Limits { parallel, places, user_parallel, user_places, .. } = inner.limits;
+        let own = inner.waiting.iter().filter(|waiting| *waiting.user == *user).count();
+        let free = user_parallel.saturating_sub(inner.user(user).running);
+        if own >= free.saturating_add(user_places) as usize {
+            let what = format!("{own} requests of one user wait: let one end first");
+            return Err(Error::OverQuota {
+                what,
+                limit: user_places.into(),
+                retry_after_ms: inner.retry_after_ms(parallel.min(user_parallel)),
             });
         }
-        inner.waiting.push(Waiting { id, priority, since: Instant::now(), refused: None });
+        let free = parallel.saturating_sub(inner.running) + places;
+        if inner.waiting.len() >= free as usize {
+            let retry_after_ms = inner.retry_after_ms(parallel);
+            return Err(Error::QueueFull { limit: places, retry_after_ms });
+        }
+        let user: Arc<str> = user.into();
+        let since = Instant::now();
+        inner.waiting.push(Waiting { id, user: Arc::clone(&user), priority, since, refused: None });
         drop(inner);
         self.changed.send_replace(());
-        Ok(Ticket { queue: Arc::clone(self), id, priority })
+        Ok(Ticket { queue: Arc::clone(self), id, user, priority })
     }
 
     /// Ends those who wait now, whatever becomes of the gate before they notice.
@@ -173,6 +271,7 @@ impl Queue {
 pub(super) struct Ticket {
     queue: Arc<Queue>,
     id: u64,
+    user: Arc<str>,
     priority: Priority,
 }
 
@@ -192,13 +291,13 @@ impl Ticket {
                 match &inner.gate {
                     Gate::Closed(error) => return Err(error.clone()),
                     Gate::Open if inner.is_turn_of(self.id) => {
+                        inner.serve(&self.user, self.priority);
                         let background = self.priority == Priority::Background;
-                        inner.running += 1;
-                        inner.running_background += u32::from(background);
+                        let user = Arc::clone(&self.user);
                         let queue = Arc::clone(&self.queue);
                         drop(inner);
                         // Dropping `self` leaves the waiting ones, and tells them.
-                        return Ok(Running { queue, background, since: Instant::now() });
+                        return Ok(Running { queue, user, background, since: Instant::now() });
                     }
                     Gate::Open | Gate::Paused => {}
                 }
@@ -217,7 +316,10 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.queue.lock().waiting.retain(|waiting| waiting.id != self.id);
+        let mut inner = self.queue.lock();
+        inner.waiting.retain(|waiting| waiting.id != self.id);
+        inner.tidy(&self.user);
+        drop(inner);
         self.queue.changed.send_replace(());
     }
 }
@@ -225,6 +327,7 @@ impl Drop for Ticket {
 /// A place among those who run.
 pub(super) struct Running {
     queue: Arc<Queue>,
+    user: Arc<str>,
     background: bool,
     since: Instant,
 }
@@ -235,6 +338,11 @@ impl Drop for Running {
         inner.running = inner.running.saturating_sub(1);
         let background = u32::from(self.background);
         inner.running_background = inner.running_background.saturating_sub(background);
+        if let Some(user) = inner.users.get_mut(&self.user) {
+            user.running = user.running.saturating_sub(1);
+            user.running_background = user.running_background.saturating_sub(background);
+        }
+        inner.tidy(&self.user);
         inner.mean = (inner.mean * 7 + self.since.elapsed()) / 8;
         drop(inner);
         self.queue.changed.send_replace(());
@@ -242,135 +350,4 @@ impl Drop for Running {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn queue(gate: Gate, parallel: u32, places: u32) -> Arc<Queue> {
-        Queue::new(gate, Limits { parallel, places, overtaking: true })
-    }
-
-    #[tokio::test]
-    async fn first_come_first_served_up_to_the_limits() {
-        let queue = queue(Gate::Open, 1, 2);
-        let first = queue.enter(1, Priority::Normal).unwrap().turn(|_| {}).await.unwrap();
-        let second = queue.enter(2, Priority::Normal).unwrap();
-        let third = queue.enter(3, Priority::Normal).unwrap();
-        assert!(matches!(queue.enter(4, Priority::Normal), Err(Error::QueueFull { limit: 2, .. })));
-        assert_eq!(queue.counts(), (1, 2));
-
-        let mut positions = Vec::new();
-        let (second, third) = {
-            let third = third.turn(|position| positions.push(position));
-            tokio::pin!(third);
-            assert!(futures::poll!(&mut third).is_pending());
-            drop(first);
-            let second = second.turn(|_| {}).await.unwrap();
-            assert!(futures::poll!(&mut third).is_pending());
-            drop(second);
-            ((), third.await.unwrap())
-        };
-        let () = second;
-        assert_eq!(positions, [1, 0]);
-        assert_eq!(queue.counts(), (1, 0));
-        drop(third);
-        queue.idle().await;
-    }
-
-    #[tokio::test]
-    async fn a_closed_gate_ends_those_who_wait() {
-        let queue = queue(Gate::Paused, 1, 1);
-        let turn = queue.enter(1, Priority::Normal).unwrap().turn(|_| {});
-        tokio::pin!(turn);
-        assert!(futures::poll!(&mut turn).is_pending());
-        queue.set_gate(Gate::Closed(Error::ShuttingDown));
-        assert_eq!(turn.await.err(), Some(Error::ShuttingDown));
-        assert!(matches!(queue.enter(2, Priority::Normal), Err(Error::ShuttingDown)));
-        assert_eq!(queue.counts(), (0, 0));
-    }
-
-    #[tokio::test]
-    async fn those_who_waited_for_what_failed_are_told() {
-        let queue = queue(Gate::Paused, 1, 2);
-        let waiting = queue.enter(1, Priority::Normal).unwrap().turn(|_| {});
-        queue.refuse_waiting(&Error::ShuttingDown);
-        let later = queue.enter(2, Priority::Normal).unwrap().turn(|_| {});
-        queue.set_gate(Gate::Open);
-        assert_eq!(waiting.await.err(), Some(Error::ShuttingDown));
-        assert!(later.await.is_ok());
-    }
-
-    #[tokio::test]
-    async fn a_ticket_that_is_dropped_leaves_the_queue() {
-        let queue = queue(Gate::Paused, 1, 1);
-        drop(queue.enter(1, Priority::Normal).unwrap().turn(|_| {}));
-        assert_eq!(queue.counts(), (0, 0));
-    }
-
-    #[tokio::test]
-    async fn the_most_urgent_goes_first() {
-        let queue = queue(Gate::Paused, 1, 4);
-        let enter = |id, priority| {
-            let ticket = queue.enter(id, priority).unwrap();
-            async move { ticket.turn(|_| {}).await.unwrap() }
-        };
-        let background = enter(1, Priority::Background);
-        let normal = enter(2, Priority::Normal);
-        let interactive = enter(3, Priority::Interactive);
-        tokio::pin!(background, normal, interactive);
-        assert!(futures::poll!(&mut background).is_pending());
-        assert!(futures::poll!(&mut normal).is_pending());
-        queue.set_gate(Gate::Open);
-        assert!(futures::poll!(&mut background).is_pending());
-        assert!(futures::poll!(&mut normal).is_pending());
-        drop(interactive.await);
-        assert!(futures::poll!(&mut background).is_pending());
-        drop(normal.await);
-        drop(background.await);
-    }
-
-    #[tokio::test]
-    async fn an_interactive_request_needs_no_place_of_a_background_one() {
-        for overtaking in [true, false] {
-            let queue = Queue::new(Gate::Open, Limits { parallel: 1, places: 4, overtaking });
-            let running = queue.enter(1, Priority::Background).unwrap().turn(|_| {}).await.unwrap();
-            let normal = queue.enter(2, Priority::Normal).unwrap().turn(|_| {});
-            let first = queue.enter(3, Priority::Interactive).unwrap().turn(|_| {});
-            let second = queue.enter(4, Priority::Interactive).unwrap().turn(|_| {});
-            tokio::pin!(normal, first, second);
-            assert!(futures::poll!(&mut normal).is_pending());
-            let first = futures::poll!(&mut first);
-            assert_eq!(first.is_ready(), overtaking);
-            assert!(futures::poll!(&mut second).is_pending(), "one place, not more");
-            drop(running);
-        }
-    }
-
-    #[tokio::test]
-    async fn who_has_no_room_holds_up_nobody_who_has() {
-        let queue = queue(Gate::Open, 1, 4);
-        let running = queue.enter(1, Priority::Background).unwrap().turn(|_| {}).await.unwrap();
-        let aged = queue.enter(2, Priority::Normal).unwrap();
-        let hour = Instant::now().checked_sub(Duration::from_secs(3600)).unwrap();
-        queue.lock().waiting[0].since = hour;
-        let aged = aged.turn(|_| {});
-        tokio::pin!(aged);
-        assert!(futures::poll!(&mut aged).is_pending());
-        let interactive = queue.enter(3, Priority::Interactive).unwrap().turn(|_| {});
-        drop(interactive.await.unwrap());
-        assert!(futures::poll!(&mut aged).is_pending());
-        drop(running);
-        drop(aged.await.unwrap());
-    }
-
-    #[test]
-    fn waiting_makes_more_urgent() {
-        let since = Instant::now();
-        let rank = |priority, seconds| {
-            Waiting { id: 1, priority, since, refused: None }
-                .rank(since + Duration::from_secs(seconds))
-        };
-        assert!(rank(Priority::Normal, 0) < rank(Priority::Background, 29));
-        assert_eq!(rank(Priority::Normal, 0), rank(Priority::Background, 31));
-        assert_eq!(rank(Priority::Interactive, 0), rank(Priority::Background, 3600));
-    }
-}
+mod tests;

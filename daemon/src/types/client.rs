@@ -29,6 +29,12 @@ impl Client {
             None => self.uid.map(|uid| format!("uid {uid}")),
         }
     }
+
+    /// Whose share it uses: its user's, or that of its connection where the user is not known.
+    #[must_use]
+    pub fn account(&self) -> String {
+        self.user().unwrap_or_else(|| self.name.clone())
+    }
 }
 
 impl fmt::Display for Client {

@@ -5,6 +5,7 @@ mod client;
 mod error;
 mod event;
 mod model;
+mod quota;
 mod request;
 mod session;
 
@@ -15,6 +16,7 @@ pub use event::{
     Event, FinishReason, Finished, Logprob, Stage, Text, Timings, TokenLogprobs, Usage,
 };
 pub use model::{EngineKind, Loaded, ModelInfo, SizeInfo, State, Status};
+pub use quota::Quotas;
 pub use request::{
     GenerateRequest, Limits, Message, Part, Priority, Role, Sampling, Stopping, check_messages,
     check_turns,

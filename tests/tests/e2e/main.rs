@@ -20,6 +20,7 @@ mod mistralrs;
 mod models;
 mod nestctl;
 mod process;
+mod quotas;
 mod readers;
 mod sessions;
 mod system_bus;
