@@ -26,6 +26,9 @@ pub mod config;
 pub mod error;
 mod fault;
 pub mod forward;
+#[doc(hidden)]
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod gguf;
 pub mod kernels;
 pub mod kv;
