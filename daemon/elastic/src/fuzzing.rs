@@ -23,6 +23,8 @@ use crate::text::stop::Stops;
 use crate::text::template::{Template, Turn};
 use crate::text::tokenizer::{Kind, Special, Tokenizer, Vocabulary};
 
+const SPACE: &str = "\u{2581}";
+
 /// A target with its name.
 pub type Target = (&'static str, fn(&[u8]));
 
@@ -79,10 +81,12 @@ pub fn gguf_model(bytes: &[u8]) {
     });
 }
 
-/// Lines of a piece each, its type in front, and after a zero a text. Bytes have tokens in any case.
+/// Lines of a piece each, its type in front, and after a zero a text. Bytes have tokens in any case, and
+/// so has a space: where it has none it becomes bytes, and those read U+2581.
 pub fn vocabulary(bytes: &[u8]) {
     let (pieces, text) = halves(bytes);
     let mut entries = byte_tokens();
+    entries.push((SPACE.as_bytes().to_vec(), 1));
     for line in pieces.split(|byte| *byte == b'\n') {
         let Some((kind, piece)) = line.split_first() else { continue };
         entries.push((piece.to_vec(), u32::from(kind.wrapping_sub(b'0'))));
@@ -94,7 +98,7 @@ pub fn vocabulary(bytes: &[u8]) {
         assert!(tokens.iter().all(|id| *id < tokenizer.len()));
         let decoded = tokenizer.decode(&tokens);
         if special == Special::Text {
-            assert_eq!(decoded, text.replace('\u{2581}', " "));
+            assert_eq!(decoded, text.replace(SPACE, " "));
         }
     }
 }
@@ -268,7 +272,8 @@ fn small_tokenizer() -> Tokenizer {
     let mut entries: Vec<_> = control.iter().map(|piece| (piece.as_bytes().to_vec(), 3)).collect();
     entries.extend(byte_tokens());
     entries.push((b"\n".to_vec(), 4));
-    let normal = ["\u{2581}", "{\"", "\":", "\"}", "\"", "a", "b", "ab", "true", "12", "<", "start"];
+    let normal =
+        ["\u{2581}", "{\"", "\":", "\"}", "\"", "a", "b", "ab", "true", "12", "<", "start"];
     entries.extend(normal.iter().map(|piece| (piece.as_bytes().to_vec(), 1)));
     tokenizer(&entries, Some((0, 1))).unwrap()
 }
