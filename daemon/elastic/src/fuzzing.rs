@@ -293,6 +293,13 @@ mod tests {
         }
     }
 
+    /// Found by fuzzing: a user-defined piece that is no whole characters matched inside of one, and what
+    /// stood before it was lost.
+    #[test]
+    fn a_piece_that_is_a_part_of_a_character_loses_no_text() {
+        vocabulary(b"4 \x1c\n3\n4\xe2\x96\x00s  \x81\x02\na\xa4a   \xc4\xdc\xba\xba\xba3\xc1");
+    }
+
     #[test]
     fn the_models_seed_is_a_model() {
         in_a_file(&tiny_model(), |path| {

@@ -128,7 +128,8 @@ impl Pieces {
                         byte => self.bytes.push(*byte),
                     }
                 }
-                if !token.is_empty() {
+                // A part of a character is in no text, and would be found inside of a whole one.
+                if !token.is_empty() && std::str::from_utf8(token).is_ok() {
                     self.whole.push(index);
                 }
             }
