@@ -233,7 +233,8 @@ async fn a_thousand_malformed_dbus_calls() {
 
 #[tokio::test]
 async fn one_caller_cannot_take_every_place() {
-    let daemon = Builder::sim().set("limits.queued_requests", "4096").start();
+    let builder = Builder::sim().set("limits.queued_requests", "4096");
+    let daemon = builder.set("quotas.queued_requests", "0").start();
     let client = daemon.dbus().await;
     let mut held = Vec::new();
     let refused = loop {
