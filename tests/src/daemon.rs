@@ -268,6 +268,13 @@ impl Daemon {
         std::fs::read_dir(folder).map_or(0, Iterator::count)
     }
 
+    /// Threads of the daemon.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        let folder = format!("/proc/{}/task", self.process.id());
+        std::fs::read_dir(folder).map_or(0, Iterator::count)
+    }
+
     /// Resident memory in KiB.
     #[must_use]
     pub fn resident_kib(&self) -> u64 {

@@ -22,6 +22,7 @@ mod nestctl;
 mod process;
 mod readers;
 mod sessions;
+mod soak;
 mod system_bus;
 #[cfg(feature = "tcp")]
 mod tcp;
