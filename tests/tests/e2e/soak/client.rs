@@ -35,7 +35,7 @@ pub const DEEDS: [&str; 14] = [
     "hold",
 ];
 /// A request of these that has no end by then is lost.
-const LOST: Duration = Duration::from_secs(120);
+const LOST: Duration = Duration::from_secs(20);
 
 pub struct Badly {
     daemon: Arc<Daemon>,
