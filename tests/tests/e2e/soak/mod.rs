@@ -90,6 +90,7 @@ async fn soak(time: Duration, clients: u64) {
         let next = until.checked_sub(time * (LOOKS - look) / LOOKS).unwrap();
         tokio::time::sleep_until(next.into()).await;
         resident_kib.push(daemon.resident_kib());
+        daemon.pass_over_notifications();
     }
     for client in running {
         client.await.unwrap();
@@ -98,6 +99,7 @@ async fn soak(time: Duration, clients: u64) {
     gone(&watchers).await;
     let settled = Instant::now();
     let after = loop {
+        daemon.pass_over_notifications();
         let after = Held::by(&daemon);
         let left = after.descriptors > before.descriptors || after.threads > before.threads;
         if !left || settled.elapsed() > SETTLE {
