@@ -426,6 +426,11 @@ impl Stopper {
         self.shared.cancel(Cause::Client);
     }
 
+    /// Completes when the request was told to stop, whoever wanted it.
+    pub fn stopped(&self) -> impl Future<Output = ()> + use<> {
+        self.shared.cancelled.clone().cancelled_owned()
+    }
+
     /// The request's deadline passed.
     pub fn deadline(&self) {
         self.shared.cancel(Cause::Deadline);

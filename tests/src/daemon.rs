@@ -150,6 +150,11 @@ impl Daemon {
         lines
     }
 
+    /// Throws away what the daemon told the service manager: who sends waits when nobody reads.
+    pub fn pass_over_notifications(&self) {
+        while self.notified.recv(&mut [0; 4096]).is_ok() {}
+    }
+
     /// The daemon's folder.
     #[must_use]
     pub fn folder(&self) -> &Path {
@@ -266,6 +271,13 @@ impl Daemon {
     #[must_use]
     pub fn descriptors(&self) -> usize {
         let folder = format!("/proc/{}/fd", self.process.id());
+        std::fs::read_dir(folder).map_or(0, Iterator::count)
+    }
+
+    /// Threads of the daemon.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        let folder = format!("/proc/{}/task", self.process.id());
         std::fs::read_dir(folder).map_or(0, Iterator::count)
     }
 

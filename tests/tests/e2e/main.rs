@@ -23,6 +23,7 @@ mod process;
 mod quotas;
 mod readers;
 mod sessions;
+mod soak;
 mod system_bus;
 #[cfg(feature = "tcp")]
 mod tcp;

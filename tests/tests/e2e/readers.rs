@@ -1,10 +1,11 @@
 //! Slow readers: they slow nobody down, and they get all of the text or are told that they lagged.
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use futures::StreamExt;
-use nestd_client::ask;
 use nestd_client::v1::ErrorReason;
+use nestd_client::{Client, ask};
 use nestd_tests::{Builder, collect, text, until};
 
 #[tokio::test]
@@ -47,4 +48,26 @@ async fn a_reader_that_falls_too_far_behind_is_told() {
     };
     assert_eq!(end.reason(), Some(ErrorReason::Lagged), "{end}");
     assert!(read.len() < 3_500_000 && word.repeat(1000).starts_with(&read));
+}
+
+#[tokio::test]
+async fn a_pipe_that_nobody_reads_keeps_no_end_waiting() {
+    let daemon = Builder::sim()
+        .set("sim.tokens_per_s", "5000.0")
+        .set("limits.buffer_bytes", "1024")
+        .set("limits.prompt_bytes", "4_000_000")
+        .start();
+    let client = daemon.dbus().await;
+    let Client::Dbus(dbus) = &client else { unreachable!() };
+    let before = daemon.descriptors();
+    // More than a pipe holds.
+    let request = ask(("x".repeat(3500) + " ").repeat(300));
+    let (reader, writer) = std::io::pipe().unwrap();
+    let events = dbus.generate_to_fd(writer.as_fd(), request).await.unwrap();
+    drop(writer);
+    let ended = tokio::time::timeout(Duration::from_secs(20), collect(events)).await;
+    let error = ended.expect("the reader is told that it lagged").unwrap_err();
+    assert_eq!(error.reason(), Some(ErrorReason::Lagged), "{error}");
+    assert!(daemon.descriptors() <= before, "the daemon keeps its end open");
+    drop(reader);
 }

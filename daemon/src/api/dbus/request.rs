@@ -200,6 +200,7 @@ async fn forward(
     emitter: &SignalEmitter<'_>,
     outcome: &Outcome,
 ) -> zbus::Result<()> {
+    let mut cut = false;
     while let Some(event) = events.next().await {
         match event {
             Event::Queued { position } => Request::queued(emitter, position).await?,
@@ -223,12 +224,19 @@ async fn forward(
                     }
                     sleep_until(next).await;
                 }
-                Some(open) => {
-                    if let Err(error) = open.write(&text.delta).await {
-                        tracing::debug!(request = events.id(), %error, "the pipe's reader is gone");
-                        events.stopper().cancel();
+                Some(_) if cut => {}
+                Some(open) => tokio::select! {
+                    biased;
+                    written = open.write(&text.delta) => {
+                        if let Err(error) = written {
+                            tracing::debug!(request = events.id(), %error, "the pipe's reader is gone");
+                            events.stopper().cancel();
+                        }
                     }
-                }
+                    // It is full, and the end is not to wait for who may never read. Nothing may follow
+                    // what was cut.
+                    () = events.stopper().stopped() => cut = true,
+                },
             },
             Event::Finished(end) => {
                 let mut result = convert::finished(&end);
