@@ -65,6 +65,8 @@ async fn soak(time: Duration, clients: u64) {
         .set("limits.queued_requests", "128")
         .set("limits.buffer_bytes", "4096")
         .set("limits.prompt_bytes", "2_000_000")
+        .set("quotas.parallel_requests", "0")
+        .set("quotas.queued_requests", "0")
         .set("sessions.total", "64")
         .set("sessions.per_user", "64")
         .start();
