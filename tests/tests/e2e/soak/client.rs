@@ -166,7 +166,7 @@ impl Badly {
     }
 
     /// More text than windows, buffers and the daemon hold, which nobody reads for a while.
-    fn long(&self) -> GenerateRequest {
+    fn long() -> GenerateRequest {
         let word = "x".repeat(4000) + " ";
         GenerateRequest {
             stopping: Some(Stopping { max_tokens: 300, ..Stopping::default() }),
@@ -175,7 +175,7 @@ impl Badly {
     }
 
     async fn read_too_late(&mut self) {
-        let request = self.long();
+        let request = Self::long();
         // A connection of its own: a deaf reader holds up all that comes through the same one.
         self.client = None;
         if let Some(events) = self.start(request).await {
@@ -204,7 +204,7 @@ impl Badly {
         let client = self.daemon.dbus().await;
         let Client::Dbus(dbus) = &client else { unreachable!() };
         let request = match pipe {
-            Pipe::Ignored => self.long(),
+            Pipe::Ignored => Self::long(),
             _ => self.request(),
         };
         let (reader, writer) = std::io::pipe().unwrap();
