@@ -4,7 +4,8 @@
 #   tests/aarch64.sh [--models] [CHROOT [TARGET]]
 #                        CHROOT is made if it is not there (2 GB; minutes); TARGET is where cargo builds (default:
 #                        CHROOT/target); --models: the demo model's answers and logits too (a quarter of an hour)
-# Needs root, Debian's mmdebstrap, and cargo with a registry in reach. Nothing of the chroot sees the network.
+# Needs root, Debian's mmdebstrap (its packages come from $DEBIAN_MIRROR, or from where apt has this machine's),
+# and cargo with a registry in reach. Nothing of the chroot sees the network.
 set -eu
 cd "$(dirname "$0")/.."
 models=
@@ -16,8 +17,11 @@ chroot=${1:-/var/tmp/nestd-aarch64}
 target=${2:-$chroot/target}
 
 if [ ! -x "$chroot/usr/bin/qemu-aarch64" ]; then
-    mirror=$(awk '/^URIs:/ { print $2; exit }' /etc/apt/sources.list.d/debian.sources 2>/dev/null) || true
-    mirror=${mirror:-http://deb.debian.org/debian}
+    mirror=${DEBIAN_MIRROR:-$(sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -n 1)}
+    if [ -z "$mirror" ]; then
+        echo "aarch64.sh: set DEBIAN_MIRROR to the address of a mirror of Debian" >&2
+        exit 1
+    fi
     # Rust of trixie's backports, whose standard library is there for both.
     mmdebstrap --variant=apt --architectures=amd64,arm64 --include=rustc/trixie-backports,cargo/trixie-backports,\
 libstd-rust-dev/trixie-backports,libstd-rust-dev:arm64/trixie-backports,gcc-aarch64-linux-gnu,libc6-dev-arm64-cross,\

@@ -65,6 +65,9 @@ async fn a_battery_is_drained_plugged_in_pulled_out_and_lies() {
     let daemon = sim(&device);
     let client = daemon.grpc().await;
     at(&client, "large", "plenty").await;
+    // None of it costs an answer that runs a token.
+    let words = "word ".repeat(300);
+    let drained = client.generate(ask(words.clone())).await.unwrap();
     for percent in (3..100).rev().step_by(7) {
         device.charge(percent.to_string());
     }
@@ -88,6 +91,7 @@ async fn a_battery_is_drained_plugged_in_pulled_out_and_lies() {
     assert_eq!(report.readings.unwrap().battery_percent, None);
     device.battery(20);
     at(&client, "small", "battery").await;
+    let lied_to = client.generate(ask(words.clone())).await.unwrap();
     for lie in ["", "lots", "-7", "100000", "NaN", "\u{0}"] {
         device.charge(lie);
         told(&client, |report| report.readings.as_ref().unwrap().battery_percent.is_none()).await;
@@ -96,6 +100,11 @@ async fn a_battery_is_drained_plugged_in_pulled_out_and_lies() {
     }
     device.charge([0xff, 0xfe]);
     told(&client, |report| report.readings.as_ref().unwrap().battery_percent.is_none()).await;
+    for answer in [drained, lied_to] {
+        let events = collect(answer).await.unwrap();
+        assert_eq!(text(&events), words, "all tokens there");
+        assert!(finished(&events).sizes.len() == 2, "{:?}", finished(&events).sizes);
+    }
 }
 
 #[tokio::test]
