@@ -25,7 +25,7 @@ pub use daemon::{Builder, Daemon};
 pub use device::Device;
 pub use mock::Mock;
 pub use pki::Authority;
-pub use squeeze::{Balloon, Group};
+pub use squeeze::{Balloon, Group, Reader};
 pub use user::User;
 
 /// A program that the workspace builds.

@@ -1,9 +1,13 @@
 //! Memory that really runs short: a control group with a limit, and a process that fills it.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Numbers groups: tests run side by side.
+static GROUPS: AtomicU32 = AtomicU32::new(0);
 
 /// A control group of the test's own; dropping it moves nobody and removes it when it is empty.
 pub struct Group {
@@ -17,7 +21,8 @@ impl Group {
         let roots =
             [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
         roots.into_iter().find_map(|(root, limit)| {
-            let path = Path::new(root).join(format!("nestd-test-{}", std::process::id()));
+            let number = GROUPS.fetch_add(1, Ordering::Relaxed);
+            let path = Path::new(root).join(format!("nestd-test-{}-{number}", std::process::id()));
             fs::create_dir(&path).ok()?;
             let group = Self { path };
             fs::write(group.path.join(limit), (mib << 20).to_string()).ok()?;
@@ -57,7 +62,7 @@ impl Balloon {
             group.take(process.id());
         }
         let input = process.stdin.as_mut().expect("a pipe");
-        std::io::Write::write_all(input, b"\n").expect("it reads");
+        input.write_all(b"\n").expect("it reads");
         let output = process.stdout.as_mut().expect("a pipe");
         BufReader::new(output).read_line(&mut String::new()).expect("it answers");
         Self(process)
@@ -68,5 +73,48 @@ impl Drop for Balloon {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// A process that reads a file again and again that does not fit into its group, until it is dropped: it waits
+/// for memory.
+pub struct Reader {
+    process: Child,
+    _file: tempfile::NamedTempFile,
+}
+
+impl Reader {
+    /// Reads a file of so much, in the group.
+    #[must_use]
+    pub fn of(mib: u64, group: &Group) -> Self {
+        // On a disk: what is in memory anyhow cannot be read from elsewhere.
+        let mut file = tempfile::NamedTempFile::new_in("/var/tmp").expect("a file");
+        let block: Vec<u8> = (0..1_u32 << 20).map(|byte| (byte % 251) as u8).collect();
+        for _ in 0..mib {
+            file.write_all(&block).expect("the disk has room");
+        }
+        file.as_file().sync_all().expect("the disk takes it");
+        let path = file.path().display();
+        let program = format!(
+            "import os; input(); f = os.open('{path}', os.O_RDONLY)\n\
+             os.posix_fadvise(f, 0, 0, os.POSIX_FADV_DONTNEED)\n\
+             while True: [os.pread(f, 1 << 20, n << 20) for n in range({mib})]"
+        );
+        let mut process = Command::new("/usr/bin/python3")
+            .args(["-c", &program])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("python3 starts");
+        group.take(process.id());
+        let input = process.stdin.as_mut().expect("a pipe");
+        input.write_all(b"\n").expect("it reads");
+        Self { process, _file: file }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }

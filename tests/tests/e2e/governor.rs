@@ -8,7 +8,9 @@ use nestd_client::v1::{
     ErrorReason, GovernorReport, HoldRequest, Priority, State, generate_event::Event,
 };
 use nestd_client::{Client, ask};
-use nestd_tests::{Balloon, Builder, Daemon, Device, Group, collect, finished, text, until};
+use nestd_tests::{
+    Balloon, Builder, Daemon, Device, Group, Reader, collect, finished, text, until,
+};
 
 /// Waits until the governor's report is as wanted.
 pub async fn told(client: &Client, wanted: impl Fn(&GovernorReport) -> bool) -> GovernorReport {
@@ -357,8 +359,12 @@ async fn a_governor_that_is_off_says_so() {
     }
 }
 
+/// Who lets programs wait for memory lets those of other tests wait, too.
+static SQUEEZE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 #[tokio::test]
 async fn a_real_squeeze_of_memory_is_noticed_and_running_answers_end() {
+    let _alone = SQUEEZE.lock().await;
     // In a control group where this user may make one; else in the machine's memory, with the thresholds
     // put just below what is available.
     let group = Group::with_limit(1000);
@@ -403,6 +409,37 @@ async fn a_real_squeeze_of_memory_is_noticed_and_running_answers_end() {
         "hello"
     );
     drop(daemon);
+}
+
+/// No timer could see it: the readings are an hour apart, and the thresholds are out of reach.
+#[tokio::test]
+async fn the_kernels_trigger_tells_that_programs_wait_for_memory() {
+    let _alone = SQUEEZE.lock().await;
+    let trigger = std::fs::File::options().write(true).open("/proc/pressure/memory");
+    let (Ok(_), Some(group)) = (trigger, Group::with_limit(48)) else {
+        eprintln!("SKIPPED: no pressure stall information here, or no control group may be made");
+        return;
+    };
+    let device = Device::default();
+    let mut builder = device
+        .governs(Builder::sim())
+        .set("governor.sys", "'/sys'")
+        .set("governor.proc", "'/proc'")
+        .set("governor.poll_s", "3600.0");
+    for (key, value) in
+        [("saving_enter", 97), ("saving_leave", 96), ("critical_enter", 99), ("critical_leave", 98)]
+    {
+        builder = builder.set(&format!("governor.pressure_{key}"), &format!("{value}.0"));
+    }
+    let daemon = builder.start();
+    let client = daemon.grpc().await;
+    at(&client, "large", "plenty").await;
+    let answer = client.generate(ask("word ".repeat(200))).await.unwrap();
+    let reader = Reader::of(300, &group);
+    let report = at(&client, "small", "memory-pressure").await;
+    assert!(report.reason.contains("system reports"), "{}", report.reason);
+    assert_eq!(text(&collect(answer).await.unwrap()), "word ".repeat(200), "all tokens there");
+    drop(reader);
 }
 
 /// As the kernel estimates it.
