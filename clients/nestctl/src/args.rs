@@ -3,6 +3,7 @@
 // The doc comments are what a person reads on the terminal, where backticks have no meaning.
 #![allow(clippy::doc_markdown)]
 
+mod foreground;
 mod global;
 mod governor;
 mod local;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use nestd_client::v1::Priority;
 
+pub use foreground::ForegroundArgs;
 pub use global::{Global, Transport};
 pub use governor::{
     GovernorArgs, GovernorCommand, HoldArgs, ProfileArgs, RecordArgs, SimulateArgs,
@@ -102,6 +104,15 @@ pub enum Command {
     Size(SizeArgs),
     /// Show what the device can afford, the size that follows from it, and what would change it
     Governor(GovernorArgs),
+    /// Say which app is in the foreground, for as long as this runs
+    ///
+    /// Only that app's interactive requests are then served as interactive ones; others' are served as
+    /// normal ones. All that is given must be so of the app. The newest of several leases is in force.
+    #[command(
+        after_help = "Example:\n  nestctl foreground --unit captions.service --reason \"its \
+        window has the focus\""
+    )]
+    Foreground(ForegroundArgs),
     /// Print the status, and again at each change, until Ctrl-C
     Watch,
     /// Show a live view: the daemon, the governor, rates, and the requests of all clients

@@ -7,6 +7,7 @@ mod bench;
 mod chat;
 mod conversation;
 mod eval;
+mod foreground;
 mod generate;
 mod governor;
 mod input;
@@ -92,6 +93,7 @@ async fn perform(global: &Global, command: &Command, screen: &mut Screen) -> Res
         Command::Size(args) if args.auto => governor::auto(&client, screen).await,
         Command::Size(args) => governor::pin(&client, &args.name, screen).await,
         Command::Governor(args) => governor::governor(&client, args.command.as_ref(), screen).await,
+        Command::Foreground(args) => foreground::hold(&client, args, screen).await,
         Command::Session(command) => session::session(&client, command, screen).await,
         Command::Unload => models::unload(&client, screen).await,
         // Handled before.

@@ -7,17 +7,17 @@ use hyper_util::rt::TokioIo;
 use nestd_proto::v1::{
     AppendRequest, CountTokensRequest, CreateSessionRequest, DeleteSessionRequest,
     ForkSessionRequest, GenerateEvent, GenerateRequest, GetGovernorRequest, GetStatusRequest,
-    GetTranscriptRequest, GovernorReport, HoldRequest, ListModelsRequest, ListRequestsRequest,
-    ListRequestsResponse, ListSessionsRequest, LoadModelEvent, LoadModelRequest, Message, Model,
-    PinRequest, PrewarmRequest, Priority, Session, SessionOptions, StatusReport,
-    UnloadModelRequest, WatchGovernorRequest, WatchStatusRequest, generate_event::Event,
-    governor_client::GovernorClient, inference_client::InferenceClient,
+    GetTranscriptRequest, GovernorReport, HoldForegroundRequest, HoldRequest, ListModelsRequest,
+    ListRequestsRequest, ListRequestsResponse, ListSessionsRequest, LoadModelEvent,
+    LoadModelRequest, Message, Model, PinRequest, PrewarmRequest, Priority, Session,
+    SessionOptions, StatusReport, UnloadModelRequest, WatchGovernorRequest, WatchStatusRequest,
+    generate_event::Event, governor_client::GovernorClient, inference_client::InferenceClient,
     models_client::ModelsClient, sessions_client::SessionsClient, status_client::StatusClient,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
-use crate::{Error, Events, Fractions, GovernorReports, Holding, Reports};
+use crate::{Error, Events, Fractions, GovernorReports, Holding, Leased, Reports};
 
 /// How often a silent daemon on TCP is asked whether it is still there, and how long it may take to answer.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
@@ -116,6 +116,13 @@ impl Grpc {
         let mut client = StatusClient::new(self.channel.clone());
         let reply = client.list_requests(ListRequestsRequest {}).await;
         Ok(reply.map_err(self.error())?.into_inner())
+    }
+
+    /// See [`crate::Client::hold_foreground`].
+    pub async fn hold_foreground(&self, request: HoldForegroundRequest) -> Result<Leased, Error> {
+        let mut client = StatusClient::new(self.channel.clone());
+        let reply = client.hold_foreground(request).await;
+        Ok(until(self.streamed(reply)?, |_| false, lost).boxed())
     }
 
     /// See [`crate::Client::governor`].

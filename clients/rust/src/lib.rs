@@ -36,8 +36,9 @@ use std::path::PathBuf;
 use futures::stream::BoxStream;
 pub use nestd_proto::v1;
 use v1::{
-    GenerateEvent, GenerateRequest, GovernorReport, HoldEvent, HoldRequest, ListRequestsResponse,
-    Message, Model, Part, Role, StatusReport,
+    ForegroundEvent, GenerateEvent, GenerateRequest, GovernorReport, HoldEvent,
+    HoldForegroundRequest, HoldRequest, ListRequestsResponse, Message, Model, Part, Role,
+    StatusReport,
 };
 
 pub use crate::{
@@ -57,6 +58,8 @@ pub type Reports = BoxStream<'static, Result<StatusReport, Error>>;
 pub type GovernorReports = BoxStream<'static, Result<GovernorReport, Error>>;
 /// A hold in force: the size in use, and again when it changes. Dropping it ends the hold.
 pub type Holding = BoxStream<'static, Result<HoldEvent, Error>>;
+/// A lease of the foreground: whether it is in force, and again when that changes. Dropping it ends the lease.
+pub type Leased = BoxStream<'static, Result<ForegroundEvent, Error>>;
 /// How far a load is, from 0 to 1. Dropping it does not stop the load.
 pub type Fractions = BoxStream<'static, Result<f64, Error>>;
 
@@ -107,6 +110,15 @@ impl Client {
         match self {
             Self::Grpc(grpc) => grpc.requests().await,
             Self::Dbus(dbus) => dbus.requests().await,
+        }
+    }
+
+    /// Says which app is in the foreground, for as long as the stream is kept: meanwhile others' interactive
+    /// requests are served as normal ones.
+    pub async fn hold_foreground(&self, request: HoldForegroundRequest) -> Result<Leased, Error> {
+        match self {
+            Self::Grpc(grpc) => grpc.hold_foreground(request).await,
+            Self::Dbus(dbus) => dbus.hold_foreground(request).await,
         }
     }
 

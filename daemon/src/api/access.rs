@@ -35,7 +35,7 @@ const fn control(
 }
 
 /// Every call of both APIs. `Request1` is not here: a request is its caller's own.
-pub(crate) const CALLS: [Call; 25] = {
+pub(crate) const CALLS: [Call; 27] = {
     use Class::{Observe, Use};
     [
         call(Observe, "reading the status", "nestd.v1.Status/Get", "Manager1.GetStatus"),
@@ -65,6 +65,8 @@ pub(crate) const CALLS: [Call; 25] = {
         call(Use, "reading a session's properties", "", "Session1.*"),
         call(Use, "holding a size", "nestd.v1.Governor/Hold", "Governor1.Hold"),
         call(Use, "releasing a hold", "", "Governor1.Release"),
+        // It is the caller's own: who was let hold it needs no leave to let go.
+        call(Use, "releasing the foreground", "", "Manager1.ReleaseForeground"),
         control("loading a model", "nestd.v1.Models/Load", "Manager1.LoadModel", LOAD_MODEL),
         control(
             "unloading the model",
@@ -73,11 +75,18 @@ pub(crate) const CALLS: [Call; 25] = {
             LOAD_MODEL,
         ),
         control("pinning a size", "nestd.v1.Governor/Pin", "Governor1.Pin", PIN_SIZE),
+        control(
+            "holding the foreground",
+            "nestd.v1.Status/HoldForeground",
+            "Manager1.HoldForeground",
+            HOLD_FOREGROUND,
+        ),
     ]
 };
 
 const LOAD_MODEL: &str = "org.nestd.load-model";
 const PIN_SIZE: &str = "org.nestd.pin-size";
+const HOLD_FOREGROUND: &str = "org.nestd.hold-foreground";
 
 /// Asks the table that is in force.
 #[derive(Default)]

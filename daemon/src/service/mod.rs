@@ -3,6 +3,7 @@
 //! [`Service`] is the one owner of the daemon's [`Status`]. Every method may be called from any task;
 //! each accepted request has a task of its own until the engine thread takes it over.
 
+mod foreground;
 mod govern;
 mod load;
 pub mod memory;
@@ -30,6 +31,7 @@ use crate::types::{
 use queue::{Gate, Queue, Running, Ticket};
 use quotas::{Quotas, Taken};
 
+pub use foreground::{App, Foreground, Lease, Leased};
 pub use govern::{Allowance, Chooser, Held};
 pub use load::{Listed, Then};
 pub use quotas::Power;
@@ -66,6 +68,7 @@ pub struct Service {
     settings: RwLock<Arc<Settings>>,
     status: watch::Sender<Status>,
     queue: Arc<Queue>,
+    foreground: Arc<Foreground>,
     quotas: Arc<Quotas>,
     sessions: Arc<Sessions>,
     /// Held by the load or unload that is under way.
@@ -110,15 +113,15 @@ impl Service {
     pub fn new(engine: Handle, settings: Settings) -> Arc<Self> {
         let problem = "nothing was loaded yet".to_owned();
         let at_once = places(&settings.limits, &settings.quotas, false);
+        let closed = Gate::Closed(Error::ModelNotLoaded { problem: problem.clone() });
+        let queue = Queue::new(closed, at_once);
         Arc::new(Self {
+            foreground: Foreground::new(Arc::clone(&queue)),
             quotas: Arc::new(Quotas::new(settings.quotas)),
             sessions: Sessions::new(engine.clone(), settings.sessions.clone()),
             engine,
             settings: RwLock::new(Arc::new(settings)),
-            queue: Queue::new(
-                Gate::Closed(Error::ModelNotLoaded { problem: problem.clone() }),
-                at_once,
-            ),
+            queue,
             status: watch::Sender::new(Status {
                 state: State::NoModel,
                 loaded: None,
@@ -233,7 +236,7 @@ impl Service {
         request.check(&before, &settings.limits)?;
         request.messages.splice(0..0, before);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let ticket = self.queue.enter(id, &account, request.priority)?;
+        let ticket = self.queue.enter(id, client.clone(), request.priority)?;
         let recorder = self.metrics.recorder(request.priority);
         let (sink, events) = stream::recorded(id, settings.buffer_bytes, recorder);
         let entry = Entry::new(sink.stopper(), client.clone(), request.priority);
@@ -265,7 +268,7 @@ impl Service {
     /// Waits for the request's turn, and hands it to the engine.
     async fn run(
         self: Arc<Self>,
-        request: GenerateRequest,
+        mut request: GenerateRequest,
         session: Option<u64>,
         sink: Sink,
         ticket: Ticket,
@@ -290,6 +293,8 @@ impl Service {
         };
         match running {
             Ok(running) => {
+                request.priority = running.priority();
+                self.serve_as(active.id, request.priority);
                 let place: (Running, Active) = (running, active);
                 self.engine.generate(Job { request, session, sink, place: Box::new(place) });
             }
@@ -315,6 +320,12 @@ impl Service {
                 }
             }
         }
+    }
+
+    /// Which app is in the foreground.
+    #[must_use]
+    pub fn foreground(&self) -> &Arc<Foreground> {
+        &self.foreground
     }
 
     /// Sessions, for all but what needs the limits of requests.

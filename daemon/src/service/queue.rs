@@ -2,7 +2,8 @@
 //! take turns, and each user's own are first come, first served. A user has no more places than its quota.
 //! Waiting makes more urgent, so that background work ends some day; it begins anew when another request of
 //! the user at the same priority runs, so that many of one user do not age past another's. An interactive request may take one
-//! place more than there are while a background one runs, on an engine that lets that one stand still.
+//! place more than there are while a background one runs, on an engine that lets that one stand still. While
+//! an app is in the foreground, only its interactive requests are served as that ([`served_as`]).
 //!
 //! A gate stands before the queue: open while a model answers, paused while one is being loaded, and
 //! closed, with the reason, while there is none. The service owns the queue and moves the gate; each
@@ -14,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::types::{Error, Priority};
+use super::foreground::{App, served_as};
+use crate::types::{Client, Error, Priority};
 
 /// Waiting for this long makes a request one priority more urgent.
 const AGING: Duration = Duration::from_secs(30);
@@ -35,6 +37,8 @@ pub(super) struct Queue {
 struct Inner {
     gate: Gate,
     limits: Limits,
+    /// The app in the foreground.
+    foreground: Option<App>,
     /// In the order of their arrival.
     waiting: Vec<Waiting>,
     running: u32,
@@ -77,6 +81,9 @@ struct User {
 struct Waiting {
     id: u64,
     user: Arc<str>,
+    client: Client,
+    asked: Priority,
+    /// What it is served as: `asked`, unless another app is in the foreground.
     priority: Priority,
     since: Instant,
     /// What it waited for has failed.
@@ -183,6 +190,7 @@ impl Queue {
         let inner = Inner {
             gate,
             limits,
+            foreground: None,
             waiting: Vec::new(),
             running: 0,
             running_background: 0,
@@ -207,6 +215,17 @@ impl Queue {
         self.changed.send_replace(());
     }
 
+    /// Serves this app first from now on; those who wait are ranked anew.
+    pub(super) fn set_foreground(&self, app: Option<App>) {
+        let mut inner = self.lock();
+        for waiting in &mut inner.waiting {
+            waiting.priority = served_as(app.as_ref(), &waiting.client, waiting.asked);
+        }
+        inner.foreground = app;
+        drop(inner);
+        self.changed.send_replace(());
+    }
+
     /// Requests that run, and that wait.
     pub(super) fn counts(&self) -> (u32, u32) {
         let inner = self.lock();
@@ -217,16 +236,18 @@ impl Queue {
     pub(super) fn enter(
         self: &Arc<Self>,
         id: u64,
-        user: &str,
-        priority: Priority,
+        client: impl Into<Client>,
+        asked: Priority,
     ) -> Result<Ticket, Error> {
+        let client: Client = client.into();
+        let user = client.account();
         let mut inner = self.lock();
         if let Gate::Closed(error) = &inner.gate {
             return Err(error.clone());
         }
         let Limits { parallel, places, user_parallel, user_places, .. } = inner.limits;
         let own = inner.waiting.iter().filter(|waiting| *waiting.user == *user).count();
-        let free = user_parallel.saturating_sub(inner.user(user).running);
+        let free = user_parallel.saturating_sub(inner.user(&user).running);
         if own >= free.saturating_add(user_places) as usize {
             let what = format!("{own} requests of one user wait: let one end first");
             return Err(Error::OverQuota {
@@ -242,10 +263,13 @@ impl Queue {
         }
         let user: Arc<str> = user.into();
         let since = Instant::now();
-        inner.waiting.push(Waiting { id, user: Arc::clone(&user), priority, since, refused: None });
+        let priority = served_as(inner.foreground.as_ref(), &client, asked);
+        let waiting =
+            Waiting { id, user: Arc::clone(&user), client, asked, priority, since, refused: None };
+        inner.waiting.push(waiting);
         drop(inner);
         self.changed.send_replace(());
-        Ok(Ticket { queue: Arc::clone(self), id, user, priority })
+        Ok(Ticket { queue: Arc::clone(self), id, user, asked })
     }
 
     /// Ends those who wait now, whatever becomes of the gate before they notice.
@@ -272,7 +296,7 @@ pub(super) struct Ticket {
     queue: Arc<Queue>,
     id: u64,
     user: Arc<str>,
-    priority: Priority,
+    asked: Priority,
 }
 
 impl Ticket {
@@ -287,17 +311,17 @@ impl Ticket {
                 if let Some(error) = own.and_then(|own| own.refused.clone()) {
                     return Err(error);
                 }
+                let priority = own.map_or(self.asked, |own| own.priority);
                 let position = inner.position(self.id);
                 match &inner.gate {
                     Gate::Closed(error) => return Err(error.clone()),
                     Gate::Open if inner.is_turn_of(self.id) => {
-                        inner.serve(&self.user, self.priority);
-                        let background = self.priority == Priority::Background;
+                        inner.serve(&self.user, priority);
                         let user = Arc::clone(&self.user);
                         let queue = Arc::clone(&self.queue);
                         drop(inner);
                         // Dropping `self` leaves the waiting ones, and tells them.
-                        return Ok(Running { queue, user, background, since: Instant::now() });
+                        return Ok(Running { queue, user, priority, since: Instant::now() });
                     }
                     Gate::Open | Gate::Paused => {}
                 }
@@ -328,15 +352,22 @@ impl Drop for Ticket {
 pub(super) struct Running {
     queue: Arc<Queue>,
     user: Arc<str>,
-    background: bool,
+    priority: Priority,
     since: Instant,
+}
+
+impl Running {
+    /// What it is served as to its end, whoever comes to the foreground.
+    pub(super) fn priority(&self) -> Priority {
+        self.priority
+    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         let mut inner = self.queue.lock();
         inner.running = inner.running.saturating_sub(1);
-        let background = u32::from(self.background);
+        let background = u32::from(self.priority == Priority::Background);
         inner.running_background = inner.running_background.saturating_sub(background);
         if let Some(user) = inner.users.get_mut(&self.user) {
             user.running = user.running.saturating_sub(1);

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Service, lock};
+use super::foreground::served_as;
+use super::{Lease, Service, lock};
 use crate::stream::{Glance, Stopper};
 use crate::types::{Client, Priority};
 
@@ -14,11 +15,13 @@ pub(super) struct Entry {
     pub(super) stopper: Stopper,
     client: Client,
     priority: Priority,
+    /// What it is served as, since it runs.
+    served_as: Option<Priority>,
 }
 
 impl Entry {
     pub(super) fn new(stopper: Stopper, client: Client, priority: Priority) -> Self {
-        Self { stopper, client, priority }
+        Self { stopper, client, priority, served_as: None }
     }
 }
 
@@ -29,8 +32,10 @@ pub struct ActiveRequest {
     pub id: u64,
     /// Who asked.
     pub client: Client,
-    /// How urgent it is.
+    /// How urgent it is, as it was asked for.
     pub priority: Priority,
+    /// How urgent it is with the app that is, or was when it began to run, in the foreground.
+    pub served_as: Priority,
     /// How far it is.
     pub glance: Glance,
 }
@@ -40,6 +45,8 @@ pub struct ActiveRequest {
 pub struct Activity {
     /// The most urgent first, then the oldest; bounded.
     pub requests: Vec<ActiveRequest>,
+    /// The lease of the foreground that is in force.
+    pub foreground: Option<Lease>,
     /// Since the service was made.
     pub uptime: Duration,
     /// Tokens made, by all requests.
@@ -49,20 +56,32 @@ pub struct Activity {
 }
 
 impl Service {
+    /// A request runs from now on.
+    pub(super) fn serve_as(&self, id: u64, priority: Priority) {
+        if let Some(entry) = lock(&self.active).get_mut(&id) {
+            entry.served_as = Some(priority);
+        }
+    }
+
     /// The requests of all clients, and what was done so far.
     #[must_use]
     pub fn activity(&self) -> Activity {
+        let foreground = self.foreground.in_force();
+        let app = foreground.as_ref().map(|lease| &lease.app);
+        let waits_as = |entry: &Entry| served_as(app, &entry.client, entry.priority);
         let row = |(id, entry): (&u64, &Entry)| ActiveRequest {
             id: *id,
             client: entry.client.clone(),
             priority: entry.priority,
+            served_as: entry.served_as.unwrap_or_else(|| waits_as(entry)),
             glance: entry.stopper.glance(),
         };
         let mut requests: Vec<_> = lock(&self.active).iter().map(row).collect();
-        requests.sort_unstable_by_key(|request| (request.priority, request.id));
+        requests.sort_unstable_by_key(|request| (request.served_as, request.id));
         requests.truncate(TOLD);
         Activity {
             requests,
+            foreground,
             uptime: self.began.elapsed(),
             completion_tokens: self.metrics.completion_tokens(),
             ended_requests: self.metrics.ended_requests(),

@@ -11,7 +11,12 @@ use zbus::interface;
 const TRANSPORTS: [&str; 2] = ["--grpc", "--dbus"];
 
 /// What changes what others share, as `nestctl` does it.
-const CONTROLS: [&[&str]; 3] = [&["load"], &["unload"], &["size", "small"]];
+const CONTROLS: [&[&str]; 4] = [
+    &["load"],
+    &["unload"],
+    &["size", "small"],
+    &["foreground", "--uid", "1", "--reason", "it has the focus"],
+];
 
 fn open() -> Builder {
     Builder::sim().set("sim.tokens_per_s", "2000.0").set("governor.enabled", "true").for_any_user()

@@ -13,6 +13,7 @@ use nestd_client::{Client, ask, message};
 use nestd_tests::{Builder, Daemon, Device, collect, finished, project, so_far, text, until};
 use tempfile::TempDir;
 
+use crate::foreground::{connection, of_connection};
 use crate::sessions::ask_in;
 
 const QUESTION: &str = "What is the capital of France?";
@@ -316,6 +317,34 @@ async fn background_work_stands_still_while_an_interactive_request_runs() {
             let whole: String = serde_json::from_str(&answer).expect("the whole answer");
             assert!(whole.chars().count() >= 600, "{name}: {whole}");
         }
+    }
+}
+
+#[tokio::test]
+async fn background_work_stands_still_for_the_app_in_the_foreground_alone() {
+    let (folder, _) = models();
+    let daemon = builder(&folder).set("limits.parallel_requests", "1").start();
+    for (name, shell) in daemon.both().await {
+        until(&shell, |status| status.state() == State::Ready).await;
+        let [(_, app), (_, other)] = daemon.both().await;
+        let lease = of_connection(&connection(&app).await);
+        let _lease = shell.hold_foreground(lease).await.unwrap();
+        let mut long = rambling(1500);
+        long.json_schema = LONG.into();
+        long.priority = Priority::Background.into();
+        let background = shell.generate(long).await.unwrap();
+        until(&shell, |status| status.running_requests == 1).await;
+        // There is one place, and one more for what is urgent.
+        let mut question = ask(QUESTION);
+        question.priority = Priority::Interactive.into();
+        let mut waits = other.generate(question.clone()).await.unwrap();
+        let answered = collect(app.generate(question).await.unwrap()).await.unwrap();
+        assert_eq!(text(&answered), ANSWER, "{name}");
+        assert_eq!(so_far(&mut waits), "", "{name}");
+        let status = shell.status().await.unwrap();
+        assert_eq!((status.running_requests, status.queued_requests), (1, 1), "{name}");
+        drop(background);
+        assert_eq!(text(&collect(waits).await.unwrap()), ANSWER, "{name}");
     }
 }
 

@@ -9,6 +9,7 @@ mod cancel;
 mod contract;
 mod elastic;
 mod errors;
+mod foreground;
 mod governor;
 mod health;
 mod hostile;

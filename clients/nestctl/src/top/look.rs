@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::args::Global;
 use crate::problem::Problem;
-use crate::{connect, governor, json};
+use crate::{connect, foreground, governor, json};
 
 /// A daemon that takes longer is as good as gone, for now.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -58,6 +58,7 @@ impl Look {
             "status": json::report(&self.status),
             "governor": governor::value(&self.governor),
             "requests": self.activity.requests.iter().map(request).collect::<Vec<_>>(),
+            "foreground": self.activity.foreground.as_ref().map(foreground::value),
             "uptime_ms": self.activity.uptime_ms,
             "completion_tokens": self.activity.completion_tokens,
             "ended_requests": self.activity.ended_requests,
@@ -69,7 +70,8 @@ fn request(request: &ActiveRequest) -> Value {
     json!({
         "request_id": request.request_id,
         "client": request.client,
-        "priority": priority(request),
+        "priority": priority(request.priority()),
+        "served_as": priority(request.served_as()),
         "state": state(request),
         "prompt_tokens": request.prompt_tokens,
         "completion_tokens": request.completion_tokens,
@@ -79,8 +81,8 @@ fn request(request: &ActiveRequest) -> Value {
 }
 
 /// The word for a priority.
-pub fn priority(request: &ActiveRequest) -> &'static str {
-    match request.priority() {
+pub fn priority(priority: Priority) -> &'static str {
+    match priority {
         Priority::Unspecified => "unknown",
         Priority::Interactive => "interactive",
         Priority::Normal => "normal",

@@ -123,6 +123,7 @@ mod tests {
                 uptime_ms: second * 1000,
                 completion_tokens: tokens,
                 ended_requests: ended,
+                foreground: None,
             },
         }
     }

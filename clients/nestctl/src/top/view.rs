@@ -12,7 +12,7 @@ use ratatui::widgets::{Paragraph, Row, Table, Wrap};
 use super::look::{Look, priority, state};
 use super::rates::Rates;
 use crate::render::{self, clean};
-use crate::{governor, json};
+use crate::{foreground, governor, json};
 
 const HEADINGS: [&str; 8] =
     ["REQUEST", "PRIORITY", "STATE", "TOKENS", "TOK/S", "TTFT", "AGE", "CLIENT"];
@@ -37,12 +37,13 @@ impl View<'_> {
             Constraint::Length(2),
             Constraint::Length(2),
             Constraint::Length(1),
+            Constraint::Length(u16::from(self.look.activity.foreground.is_some())),
             Constraint::Length(u16::from(!problem.is_empty())),
             Constraint::Length(1),
             Constraint::Min(1),
             Constraint::Length(1),
         ];
-        let [head, decision, readings, rates, trouble, _, requests, foot] =
+        let [head, decision, readings, rates, front, trouble, _, requests, foot] =
             Layout::vertical(rows).areas(frame.area());
         let bold = Style::new().add_modifier(Modifier::BOLD);
         let wrapped = |text: String| Paragraph::new(text).wrap(Wrap { trim: true });
@@ -50,6 +51,7 @@ impl View<'_> {
         frame.render_widget(wrapped(decided(self.look)), decision);
         frame.render_widget(wrapped(sensed(self.look)), readings);
         frame.render_widget(Line::from(self.speed()), rates);
+        frame.render_widget(Line::from(first(self.look)), front);
         frame.render_widget(Line::styled(format!("problem: {}", clean(problem)), bold), trouble);
 
         let all = &self.look.activity.requests;
@@ -123,6 +125,7 @@ pub fn text(look: &Look) -> String {
             lines.push(format!("problem: {problem}"));
         }
     }
+    lines.push(first(look));
     lines.retain(|line| !line.is_empty());
     let mut table = vec![HEADINGS.map(str::to_owned).to_vec()];
     let requests = look.activity.requests.iter();
@@ -146,6 +149,13 @@ fn header(look: &Look) -> String {
     let up = governor::clock(Duration::from_millis(look.activity.uptime_ms));
     parts.push(format!("up {up}"));
     clean(&parts.join("  "))
+}
+
+/// The app that is served first; empty if there is none.
+fn first(look: &Look) -> String {
+    let Some(lease) = &look.activity.foreground else { return String::new() };
+    let app = foreground::app(&lease.app.clone().unwrap_or_default());
+    clean(&format!("foreground {app}: {} ({})", lease.reason, lease.client))
 }
 
 fn decided(look: &Look) -> String {
@@ -201,7 +211,7 @@ fn row(request: &ActiveRequest, rate: String) -> [String; 8] {
     let ttft = if request.ttft_us == 0 { "-".into() } else { milliseconds(request.ttft_us) };
     [
         request.request_id.to_string(),
-        priority(request).into(),
+        priority(request.served_as()).into(),
         state(request).into(),
         request.completion_tokens.to_string(),
         rate,
@@ -228,7 +238,8 @@ mod tests {
     use std::time::Instant;
 
     use nestd_client::v1::{
-        GovernorReport, Limits, ListRequestsResponse, Priority, Readings, State, StatusReport,
+        App, ForegroundLease, GovernorReport, Limits, ListRequestsResponse, Priority, Readings,
+        State, StatusReport,
     };
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
@@ -240,6 +251,7 @@ mod tests {
             request_id,
             client: format!("uid 1000 pid {request_id}\x1b[2J"),
             priority: Priority::Interactive.into(),
+            served_as: Priority::Interactive.into(),
             state: RequestState::Decode.into(),
             prompt_tokens: 20,
             completion_tokens: 12,
@@ -293,6 +305,7 @@ mod tests {
                 uptime_ms: 3_723_000,
                 completion_tokens: 1234,
                 ended_requests: 56,
+                foreground: None,
             },
         }
     }
@@ -326,6 +339,25 @@ mod tests {
         let first = "1       interactive decode  12     -      345 ms  61.5 s   uid 1000 pid 1[2J";
         assert_eq!(lines[8], first, "no escape sequence gets through");
         assert_eq!(lines[23], "q quits");
+    }
+
+    #[test]
+    fn the_app_in_the_foreground_has_a_line() {
+        let mut look = look(2);
+        look.activity.foreground = Some(ForegroundLease {
+            id: 1,
+            client: "uid 5 pid 6 :1.2".into(),
+            app: Some(App { uid: Some(7), unit: "a.service".into(), ..App::default() }),
+            reason: "it has\u{1b}[2J the focus".into(),
+        });
+        look.activity.requests[0].served_as = Priority::Normal.into();
+        let lines = drawn(&look, None, 80, 24);
+        let line = "foreground uid 7 unit a.service: it has[2J the focus (uid 5 pid 6 :1.2)";
+        assert_eq!(lines[6], line, "no escape sequence gets through");
+        assert!(lines[9].starts_with("1       normal "), "{lines:#?}");
+        assert!(lines[10].starts_with("2       interactive "), "{lines:#?}");
+        let text = text(&look);
+        assert!(text.contains(&format!("requests ended\n{line}\n\nREQUEST")), "{text}");
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use nestd_proto::v1::{ActiveRequest, ListRequestsResponse, Priority, RequestState};
 use zbus::{DeserializeDict, Type};
 
-use super::Dbus;
+use super::governor::Values;
+use super::{Dbus, foreground};
 use crate::Error;
 
 impl Dbus {
@@ -15,6 +16,7 @@ impl Dbus {
             uptime_ms: totals.uptime_ms,
             completion_tokens: totals.completion_tokens,
             ended_requests: totals.ended_requests,
+            foreground: totals.foreground.map(foreground::lease).transpose()?,
         })
     }
 }
@@ -25,6 +27,7 @@ struct Totals {
     uptime_ms: u64,
     completion_tokens: u64,
     ended_requests: u64,
+    foreground: Option<Values>,
 }
 
 #[derive(DeserializeDict, Type)]
@@ -33,6 +36,7 @@ struct Entry {
     request_id: u64,
     client: String,
     priority: String,
+    served_as: String,
     state: String,
     prompt_tokens: u32,
     completion_tokens: u32,
@@ -44,12 +48,6 @@ impl TryFrom<Entry> for ActiveRequest {
     type Error = Error;
 
     fn try_from(entry: Entry) -> Result<Self, Error> {
-        let priority = match entry.priority.as_str() {
-            "interactive" => Priority::Interactive,
-            "normal" => Priority::Normal,
-            "background" => Priority::Background,
-            other => return Err(Error::Unexpected(format!("a request has priority {other:?}"))),
-        };
         let state = match entry.state.as_str() {
             "queued" => RequestState::Queued,
             "prefill" => RequestState::Prefill,
@@ -59,12 +57,22 @@ impl TryFrom<Entry> for ActiveRequest {
         Ok(Self {
             request_id: entry.request_id,
             client: entry.client,
-            priority: priority.into(),
+            priority: priority(&entry.priority)?.into(),
+            served_as: priority(&entry.served_as)?.into(),
             state: state.into(),
             prompt_tokens: entry.prompt_tokens,
             completion_tokens: entry.completion_tokens,
             age_ms: entry.age_ms,
             ttft_us: entry.ttft_us,
         })
+    }
+}
+
+fn priority(name: &str) -> Result<Priority, Error> {
+    match name {
+        "interactive" => Ok(Priority::Interactive),
+        "normal" => Ok(Priority::Normal),
+        "background" => Ok(Priority::Background),
+        other => Err(Error::Unexpected(format!("a request has priority {other:?}"))),
     }
 }

@@ -10,9 +10,9 @@ use zbus::{OwnedVariant, Variant};
 use super::{Dbus, GOVERNOR, convert::carried, watch};
 use crate::{Error, Holding};
 
-const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+pub(super) const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
-type Values = HashMap<String, OwnedVariant>;
+pub(super) type Values = HashMap<String, OwnedVariant>;
 
 impl Dbus {
     /// See [`crate::Client::governor`].
@@ -125,13 +125,16 @@ fn hold(row: (u64, String, String, String, bool, String)) -> ActiveHold {
 }
 
 /// A property that is there only with its sensor.
-fn may<T: TryFrom<OwnedVariant>>(values: &mut Values, name: &str) -> Result<Option<T>, Error> {
+pub(super) fn may<T: TryFrom<OwnedVariant>>(
+    values: &mut Values,
+    name: &str,
+) -> Result<Option<T>, Error> {
     let Some(value) = values.remove(name) else { return Ok(None) };
     let wrong = || Error::Unexpected(format!("the property {name} is of another type"));
     T::try_from(value).map(Some).map_err(|_| wrong())
 }
 
-fn must<T: TryFrom<OwnedVariant>>(values: &mut Values, name: &str) -> Result<T, Error> {
+pub(super) fn must<T: TryFrom<OwnedVariant>>(values: &mut Values, name: &str) -> Result<T, Error> {
     let missing = || Error::Unexpected(format!("nestd has no property {name}: it is older"));
     may(values, name)?.ok_or_else(missing)
 }

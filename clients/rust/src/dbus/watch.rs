@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 use zbus::{MatchRule, MessageStream, message::Type};
 
-use super::{Dbus, GOVERNOR, MANAGER, convert, request::Owner};
+use super::{Dbus, GOVERNOR, MANAGER, convert, foreground, foreground::Newest, request::Owner};
 use crate::{Error, GovernorReports, Reports};
 
 /// How often to ask while a model loads, and otherwise: the counts of requests are not properties.
@@ -64,6 +64,22 @@ impl Report for GovernorReport {
     }
 }
 
+impl Report for Newest {
+    const INTERFACE: &str = MANAGER;
+
+    async fn get(dbus: &Dbus) -> Result<Self, Error> {
+        foreground::newest(dbus).await
+    }
+
+    fn pause(&self) -> Option<Duration> {
+        None
+    }
+
+    fn state(&self) -> Option<i32> {
+        None
+    }
+}
+
 /// See [`crate::Client::watch_status`].
 pub async fn status(dbus: Dbus) -> Result<Reports, Error> {
     reports(dbus).await
@@ -71,6 +87,11 @@ pub async fn status(dbus: Dbus) -> Result<Reports, Error> {
 
 /// See [`crate::Client::watch_governor`].
 pub async fn governor(dbus: Dbus) -> Result<GovernorReports, Error> {
+    reports(dbus).await
+}
+
+/// The lease of the foreground that is in force, and again whenever another is.
+pub async fn foreground(dbus: Dbus) -> Result<BoxStream<'static, Result<Newest, Error>>, Error> {
     reports(dbus).await
 }
 

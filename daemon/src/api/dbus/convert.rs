@@ -8,7 +8,7 @@ use zbus::{OwnedVariant, Str, Variant};
 
 use crate::api::{later, micros, millis};
 use crate::governor::Wish;
-use crate::service::{ActiveRequest, Activity, Listed, Report};
+use crate::service::{ActiveRequest, Activity, App, Lease, Listed, Report};
 use crate::types::{
     EngineKind, Error, Finished, Logprob, Message, Part, Priority, Role, Sampling, SessionInfo,
     SessionOptions, State, Status, Stopping, TokenLogprobs,
@@ -162,6 +162,22 @@ pub(super) fn wish(options: Options) -> Result<Wish, Error> {
     Ok(wish)
 }
 
+/// What the options of `HoldForeground` say: the app, and why.
+pub(super) fn app(options: Options) -> Result<(App, String), Error> {
+    let (mut app, mut reason) = (App::default(), String::new());
+    for (key, value) in options {
+        match key.as_str() {
+            "uid" => app.uid = Some(take(&key, value)?),
+            "unit" => app.unit = take(&key, value)?,
+            "connection" => app.connection = take(&key, value)?,
+            "certificate" => app.certificate = take(&key, value)?,
+            "reason" => reason = take(&key, value)?,
+            _ => return Err(unknown(key)),
+        }
+    }
+    Ok((app, reason))
+}
+
 fn unknown(key: String) -> Error {
     Error::invalid(key, "is not an option of this call")
 }
@@ -190,6 +206,10 @@ pub(super) fn string(text: &str) -> OwnedVariant {
 fn array(items: &[String]) -> OwnedVariant {
     let items: Vec<_> = items.iter().map(|item| clean(item).into_owned()).collect();
     owned(Variant::from(items))
+}
+
+fn dict(values: Dict) -> OwnedVariant {
+    owned(Variant::from(values))
 }
 
 /// A value without file descriptors, the one thing that cannot be copied.
@@ -231,7 +251,10 @@ pub(super) fn state(status: &Status) -> &'static str {
 }
 
 /// The properties of Manager1 that may change, by name.
-pub(super) fn properties(status: &Status) -> [(&'static str, OwnedVariant); 6] {
+pub(super) fn properties(
+    status: &Status,
+    foreground: Option<&Lease>,
+) -> [(&'static str, OwnedVariant); 7] {
     let loaded = status.loaded.as_ref();
     [
         ("State", string(state(status))),
@@ -240,7 +263,23 @@ pub(super) fn properties(status: &Status) -> [(&'static str, OwnedVariant); 6] {
         ("ActiveSize", string(loaded.map_or("", |loaded| &loaded.size))),
         ("AvailableSizes", array(loaded.map_or(&[], |loaded| &loaded.sizes))),
         ("Problem", string(&status.problem)),
+        ("Foreground", dict(foreground.map(lease).unwrap_or_default())),
     ]
+}
+
+/// A lease of the foreground, with what is given of its app.
+pub(super) fn lease(lease: &Lease) -> Dict {
+    let Lease { id, client, app: App { uid, unit, connection, certificate }, reason } = lease;
+    let mut told = HashMap::from([
+        ("id", (*id).into()),
+        ("client", string(client)),
+        ("reason", string(reason)),
+    ]);
+    told.extend(uid.map(|uid| ("uid", uid.into())));
+    let names = [("unit", unit), ("connection", connection), ("certificate", certificate)];
+    let given = names.into_iter().filter(|(_, name)| !name.is_empty());
+    told.extend(given.map(|(key, name)| (key, string(name))));
+    told
 }
 
 pub(super) fn report(report: &Report) -> Dict {
@@ -269,11 +308,12 @@ pub(super) fn report(report: &Report) -> Dict {
 /// The rows of `ListRequests`, and its totals.
 pub(super) fn activity(activity: &Activity) -> (Vec<Dict>, Dict) {
     let row = |request: &ActiveRequest| {
-        let ActiveRequest { id, client, priority, glance } = request;
+        let ActiveRequest { id, client, priority, served_as, glance } = request;
         HashMap::from([
             ("request_id", (*id).into()),
             ("client", string(&client.to_string())),
             ("priority", string(priority.name())),
+            ("served_as", string(served_as.name())),
             ("state", string(glance.stage.name())),
             ("prompt_tokens", glance.usage.prompt_tokens.into()),
             ("completion_tokens", glance.usage.completion_tokens.into()),
@@ -281,11 +321,12 @@ pub(super) fn activity(activity: &Activity) -> (Vec<Dict>, Dict) {
             ("ttft_us", glance.ttft.map_or(0, micros).into()),
         ])
     };
-    let totals = HashMap::from([
+    let mut totals = HashMap::from([
         ("uptime_ms", millis(activity.uptime).into()),
         ("completion_tokens", activity.completion_tokens.into()),
         ("ended_requests", activity.ended_requests.into()),
     ]);
+    totals.extend(activity.foreground.as_ref().map(|held| ("foreground", dict(lease(held)))));
     (activity.requests.iter().map(row).collect(), totals)
 }
 

@@ -1,13 +1,10 @@
-//! The interface `org.nestd.Governor1`. A hold has a task that waits for its release, or for its caller to
-//! leave the bus.
+//! The interface `org.nestd.Governor1`.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use nestd_policy::decide::Decision;
 use nestd_policy::holds::Hold;
 use nestd_policy::snapshot::Snapshot;
-use tokio_util::sync::CancellationToken;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedVariant, Variant, fdo, interface};
@@ -16,6 +13,7 @@ use super::caller::caller;
 use super::convert::{Options, clean, string, wish};
 use super::error::Failure;
 use super::handles::Handles;
+use super::held::Held;
 use crate::governor::{Change, Report};
 use crate::types::Error;
 
@@ -23,13 +21,7 @@ use crate::types::Error;
 pub(super) struct Governor {
     core: Arc<crate::governor::Governor>,
     handles: Handles,
-    holds: Arc<Mutex<HashMap<u64, Holder>>>,
-}
-
-/// Whose a hold is, and what ends it.
-struct Holder {
-    sender: String,
-    released: CancellationToken,
+    holds: Held,
 }
 
 /// `a(tsssbs)`
@@ -39,7 +31,7 @@ type ChangeRow = (String, String, String, u64);
 
 impl Governor {
     pub(super) fn new(governor: Arc<crate::governor::Governor>, handles: Handles) -> Self {
-        Self { core: governor, handles, holds: Arc::default() }
+        Self { core: governor, handles, holds: Held::default() }
     }
 
     fn report(&self) -> Report {
@@ -231,28 +223,15 @@ impl Governor {
         let (handle, client) = caller(&self.handles, None, &header, connection).await?;
         let held = self.core.hold(&client, wish)?;
         let id = held.id();
-        let released = CancellationToken::new();
-        let holder = Holder { sender: client.name, released: released.clone() };
-        self.lock().insert(id, holder);
-        let holds = Arc::clone(&self.holds);
-        tokio::spawn(async move {
-            tokio::select! {
-                () = handle.gone.cancelled() => {}
-                () = released.cancelled() => {}
-            }
-            holds.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-            drop(held);
-        });
+        self.holds.keep(id, held, client.name, handle);
         Ok(id)
     }
 
     fn release(&self, hold: u64, #[zbus(header)] header: Header<'_>) -> Result<(), Failure> {
-        let sender = header.sender().map(ToString::to_string).unwrap_or_default();
-        let holds = self.lock();
-        let own = holds.get(&hold).filter(|holder| holder.sender == sender);
-        let own = own.ok_or_else(|| Error::invalid("hold", "is not a hold of this caller"))?;
-        own.released.cancel();
-        Ok(())
+        if self.holds.release(hold, &header) {
+            return Ok(());
+        }
+        Err(Error::invalid("hold", "is not a hold of this caller").into())
     }
 
     #[zbus(name = "Pin")]
@@ -264,12 +243,6 @@ impl Governor {
     ) -> Result<(), Failure> {
         let (_handle, client) = caller(&self.handles, None, &header, connection).await?;
         Ok(self.core.pin(&client, &size).await?)
-    }
-}
-
-impl Governor {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Holder>> {
-        self.holds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,6 +9,7 @@ use super::caller::caller;
 use super::convert::{self, Dict, Messages, Options};
 use super::error::Failure;
 use super::handles::Handles;
+use super::held::Held;
 use super::pipe::Pipe;
 use super::request::{self, NewRequest};
 use super::session;
@@ -21,6 +22,8 @@ pub(super) struct Manager {
     pub(super) handles: Handles,
     /// The requests whose callers have not been told their end.
     pub(super) telling: TaskTracker,
+    /// Leases of the foreground.
+    pub(super) leases: Held,
 }
 
 // The interface macro wants receivers, and headers by value.
@@ -61,6 +64,12 @@ impl Manager {
     #[zbus(property)]
     fn problem(&self) -> String {
         self.core.service.report().status.problem
+    }
+
+    #[zbus(property)]
+    fn foreground(&self) -> Dict {
+        let lease = self.core.service.foreground().in_force();
+        lease.as_ref().map(convert::lease).unwrap_or_default()
     }
 
     #[zbus(out_args("status"))]
@@ -153,6 +162,32 @@ impl Manager {
     ) -> Result<(), Failure> {
         let (_handle, client) = caller(&self.handles, None, &header, connection).await?;
         Ok(self.core.service.unload(&client).await?)
+    }
+
+    #[zbus(out_args("lease"))]
+    async fn hold_foreground(
+        &self,
+        app: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<u64, Failure> {
+        let (app, reason) = convert::app(app)?;
+        let (handle, client) = caller(&self.handles, None, &header, connection).await?;
+        let held = self.core.service.foreground().hold(&client, app, reason)?;
+        let id = held.id();
+        self.leases.keep(id, held, client.name, handle);
+        Ok(id)
+    }
+
+    fn release_foreground(
+        &self,
+        lease: u64,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(), Failure> {
+        if self.leases.release(lease, &header) {
+            return Ok(());
+        }
+        Err(Error::invalid("lease", "is not a lease of this caller").into())
     }
 }
 

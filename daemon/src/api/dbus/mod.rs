@@ -10,6 +10,7 @@ mod convert;
 mod error;
 mod governor;
 mod handles;
+mod held;
 mod manager;
 mod pipe;
 mod polkit;
@@ -33,11 +34,12 @@ use zbus::{Connection, OwnedVariant, Variant};
 
 use crate::api::Core;
 use crate::governor::{Change, Report};
-use crate::service::Service;
+use crate::service::{Lease, Service};
 use crate::types::Status;
 use checked::Checked;
 use governor::Governor;
 use handles::Handles;
+use held::Held;
 use manager::Manager;
 use session::Objects;
 
@@ -51,6 +53,7 @@ pub struct Server {
     telling: TaskTracker,
     names: fdo::NameOwnerChangedStream,
     status: watch::Receiver<Status>,
+    foreground: watch::Receiver<Option<Lease>>,
     governor: watch::Receiver<Report>,
     changes: broadcast::Receiver<Change>,
     sessions: watch::Receiver<()>,
@@ -75,11 +78,17 @@ impl Server {
         let status = core.service.watch();
         let service = Arc::clone(&core.service);
         let sessions = service.sessions().watch();
+        let foreground = service.foreground().watch();
         let (report, changes) = (core.governor.watch(), core.governor.changes());
         let governor = Governor::new(core.governor.clone(), handles.clone());
         let telling = TaskTracker::new();
         let gate = core.gate.clone();
-        let manager = Manager { core, handles: handles.clone(), telling: telling.clone() };
+        let manager = Manager {
+            core,
+            handles: handles.clone(),
+            telling: telling.clone(),
+            leases: Held::default(),
+        };
         let objects = Objects::new(manager.session());
         let builder = match bus {
             Bus::System => Builder::system(),
@@ -111,6 +120,7 @@ impl Server {
             telling,
             names,
             status,
+            foreground,
             governor,
             changes,
             sessions,
@@ -131,7 +141,7 @@ impl Server {
     /// Tells the bus what changes, and forgets callers that leave it. Returns when the bus is gone.
     pub async fn run(mut self) -> zbus::Result<()> {
         let emitter = SignalEmitter::new(&self.connection, PATH)?;
-        let now = convert::properties(&self.status.borrow_and_update()).to_vec();
+        let now = self.manager_properties();
         let mut manager = Told::new("org.nestd.Manager1", now);
         let now = governor::properties(&self.governor.borrow_and_update())?;
         let mut governor = Told::new("org.nestd.Governor1", now);
@@ -150,8 +160,10 @@ impl Server {
                     self.objects.follow(&self.connection).await?;
                 }
                 Ok(()) = self.status.changed() => {
-                    let now = convert::properties(&self.status.borrow_and_update()).to_vec();
-                    manager.tell(&emitter, now).await?;
+                    manager.tell(&emitter, self.manager_properties()).await?;
+                }
+                Ok(()) = self.foreground.changed() => {
+                    manager.tell(&emitter, self.manager_properties()).await?;
                 }
                 Ok(()) = self.governor.changed() => {
                     let now = governor::properties(&self.governor.borrow_and_update())?;
@@ -164,6 +176,13 @@ impl Server {
                 }
             }
         }
+    }
+}
+
+impl Server {
+    fn manager_properties(&mut self) -> Vec<(&'static str, OwnedVariant)> {
+        let foreground = self.foreground.borrow_and_update();
+        convert::properties(&self.status.borrow_and_update(), foreground.as_ref()).into()
     }
 }
 

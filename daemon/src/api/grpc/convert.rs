@@ -4,7 +4,7 @@
 use nestd_proto::v1;
 
 use crate::api::{later, micros, millis};
-use crate::service::{ActiveRequest, Activity, Listed, Report};
+use crate::service::{ActiveRequest, Activity, App, Lease, Listed, Report};
 use crate::types::{
     Error, Event, FinishReason, Finished, GenerateRequest, Logprob, Message, Part, Priority, Role,
     Sampling, SessionInfo, SessionOptions, Stage, State, Stopping, Text,
@@ -199,14 +199,9 @@ pub(super) fn report(report: Report) -> v1::StatusReport {
 }
 
 pub(super) fn activity(activity: Activity) -> v1::ListRequestsResponse {
-    let Activity { requests, uptime, completion_tokens, ended_requests } = activity;
+    let Activity { requests, foreground, uptime, completion_tokens, ended_requests } = activity;
     let row = |request: ActiveRequest| {
-        let ActiveRequest { id, client, priority, glance } = request;
-        let priority = match priority {
-            Priority::Interactive => v1::Priority::Interactive,
-            Priority::Normal => v1::Priority::Normal,
-            Priority::Background => v1::Priority::Background,
-        };
+        let ActiveRequest { id, client, priority, served_as, glance } = request;
         let state = match glance.stage {
             Stage::Queued => v1::RequestState::Queued,
             Stage::Prefill => v1::RequestState::Prefill,
@@ -215,7 +210,8 @@ pub(super) fn activity(activity: Activity) -> v1::ListRequestsResponse {
         v1::ActiveRequest {
             request_id: id,
             client: client.to_string(),
-            priority: priority.into(),
+            priority: urgency(priority).into(),
+            served_as: urgency(served_as).into(),
             state: state.into(),
             prompt_tokens: glance.usage.prompt_tokens,
             completion_tokens: glance.usage.completion_tokens,
@@ -228,7 +224,28 @@ pub(super) fn activity(activity: Activity) -> v1::ListRequestsResponse {
         uptime_ms: millis(uptime),
         completion_tokens,
         ended_requests,
+        foreground: foreground.map(lease),
     }
+}
+
+fn urgency(priority: Priority) -> v1::Priority {
+    match priority {
+        Priority::Interactive => v1::Priority::Interactive,
+        Priority::Normal => v1::Priority::Normal,
+        Priority::Background => v1::Priority::Background,
+    }
+}
+
+fn lease(lease: Lease) -> v1::ForegroundLease {
+    let Lease { id, client, app: App { uid, unit, connection, certificate }, reason } = lease;
+    let app = v1::App { uid, unit, connection, certificate };
+    v1::ForegroundLease { id, client, app: Some(app), reason }
+}
+
+/// The app that a request is about; one of which nothing is said is refused further in.
+pub(super) fn app(app: Option<v1::App>) -> App {
+    let v1::App { uid, unit, connection, certificate } = app.unwrap_or_default();
+    App { uid, unit, connection, certificate }
 }
 
 pub(super) fn model(listed: Listed) -> v1::Model {

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use futures::future::ready;
 use futures::{Stream, StreamExt, TryStreamExt};
 use nestd_proto::v1;
 use tokio_stream::wrappers::WatchStream;
@@ -78,6 +79,27 @@ impl v1::status_server::Status for Api {
         _: Request<v1::ListRequestsRequest>,
     ) -> Result<Response<v1::ListRequestsResponse>, Status> {
         Ok(Response::new(convert::activity(self.core.service.activity())))
+    }
+
+    type HoldForegroundStream = Streaming<v1::ForegroundEvent>;
+
+    async fn hold_foreground(
+        &self,
+        request: Request<v1::HoldForegroundRequest>,
+    ) -> Result<Response<Self::HoldForegroundStream>, Status> {
+        let client = client(&request);
+        let v1::HoldForegroundRequest { app, reason } = request.into_inner();
+        let foreground = self.core.service.foreground();
+        let held = foreground.hold(&client, convert::app(app), reason).map_err(refuse)?;
+        let mut told = None;
+        let events = WatchStream::new(foreground.watch()).filter_map(move |newest| {
+            // The stream owns the lease: dropping it ends the lease.
+            let id = held.id();
+            let in_force = newest.is_some_and(|newest| newest.id == id);
+            let new = told.replace(in_force) != Some(in_force);
+            ready(new.then_some(Ok(v1::ForegroundEvent { id, in_force })))
+        });
+        Ok(Response::new(self.until_stopped(events)))
     }
 
     type WatchStream = Streaming<v1::StatusReport>;

@@ -1,5 +1,16 @@
 use super::*;
 
+/// A client of which only the connection is known.
+impl From<&str> for Client {
+    fn from(name: &str) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+}
+
+fn app(name: &str) -> Option<App> {
+    Some(App { connection: name.into(), ..App::default() })
+}
+
 fn queue(gate: Gate, parallel: u32, places: u32) -> Arc<Queue> {
     Queue::new(gate, limits(parallel, places))
 }
@@ -130,7 +141,10 @@ async fn who_has_no_room_holds_up_nobody_who_has() {
 fn waiting_makes_more_urgent() {
     let since = Instant::now();
     let after = |seconds| since + Duration::from_secs(seconds);
-    let waiting = |priority| Waiting { id: 1, user: "a".into(), priority, since, refused: None };
+    let waiting = |priority| {
+        let (id, user, client, asked) = (1, "a".into(), Client::default(), priority);
+        Waiting { id, user, client, asked, priority, since, refused: None }
+    };
     let rank = |priority, seconds| waiting(priority).rank(None, after(seconds));
     assert!(rank(Priority::Normal, 0) < rank(Priority::Background, 29));
     assert_eq!(rank(Priority::Normal, 0), rank(Priority::Background, 31));
@@ -228,4 +242,66 @@ async fn an_urgent_request_overtakes_its_own_users_background_ones() {
     tokio::pin!(third);
     assert!(futures::poll!(&mut third).is_pending());
     drop((background, interactive));
+}
+
+#[tokio::test]
+async fn the_app_in_the_foreground_goes_first() {
+    let queue = queue(Gate::Paused, 1, 16);
+    let enter = |queue: &Arc<Queue>| {
+        let tickets = [
+            (1, "a", "a", Priority::Interactive),
+            (2, "b", "b", Priority::Interactive),
+            (3, "b", "b in no hurry", Priority::Normal),
+            (4, "b", "b later", Priority::Background),
+            (5, "c", "c", Priority::Normal),
+            (6, "d", "d", Priority::Interactive),
+        ];
+        let enter =
+            |(id, client, name, priority)| (name, queue.enter(id, client, priority).unwrap());
+        tickets.map(enter).into_iter().collect::<Vec<_>>()
+    };
+    // Turns of users aside, as they came.
+    let tickets = enter(&queue);
+    let without = ["a", "b", "d", "c", "b in no hurry", "b later"];
+    assert_eq!(order(&queue, tickets).await, without);
+
+    // Those who wait when it comes are ranked anew, and so is who comes later.
+    queue.set_gate(Gate::Paused);
+    let mut tickets = enter(&queue);
+    queue.set_foreground(app("d"));
+    assert_eq!(queue.lock().position(6), 0);
+    tickets.push(("late", queue.enter(7, "a", Priority::Interactive).unwrap()));
+    tickets.push(("d again", queue.enter(8, "d", Priority::Interactive).unwrap()));
+    let with = ["d", "d again", "a", "b", "c", "b in no hurry", "late", "b later"];
+    assert_eq!(order(&queue, tickets).await, with);
+
+    // And again when it goes.
+    queue.set_gate(Gate::Paused);
+    let tickets = enter(&queue);
+    queue.set_foreground(app("b"));
+    queue.set_foreground(None);
+    assert_eq!(order(&queue, tickets).await, without);
+}
+
+#[tokio::test]
+async fn the_place_for_what_is_urgent_is_the_foregrounds() {
+    let queue = queue(Gate::Open, 1, 8);
+    queue.set_foreground(app("b"));
+    let enter = |id, client, priority| queue.enter(id, client, priority).unwrap().turn(|_| {});
+    let background = enter(1, "c", Priority::Background).await.unwrap();
+    let other = enter(2, "a", Priority::Interactive);
+    tokio::pin!(other);
+    assert!(futures::poll!(&mut other).is_pending());
+    let own = enter(3, "b", Priority::Interactive).await.unwrap();
+    assert_eq!(own.priority(), Priority::Interactive);
+    drop(own);
+    assert!(futures::poll!(&mut other).is_pending());
+    // Who waits has it as soon as nobody is before it, and keeps it.
+    queue.set_foreground(app("a"));
+    let other = other.await.unwrap();
+    queue.set_foreground(app("b"));
+    assert_eq!(other.priority(), Priority::Interactive);
+    let next = enter(4, "a", Priority::Interactive);
+    drop((background, other));
+    assert_eq!(next.await.unwrap().priority(), Priority::Normal);
 }
