@@ -260,7 +260,7 @@ async fn the_app_in_the_foreground_goes_first() {
             |(id, client, name, priority)| (name, queue.enter(id, client, priority).unwrap());
         tickets.map(enter).into_iter().collect::<Vec<_>>()
     };
-    // Turns of users aside, as they came.
+    // The urgent ones as they came, then users in turns.
     let tickets = enter(&queue);
     let without = ["a", "b", "d", "c", "b in no hurry", "b later"];
     assert_eq!(order(&queue, tickets).await, without);
@@ -272,7 +272,7 @@ async fn the_app_in_the_foreground_goes_first() {
     assert_eq!(queue.lock().position(6), 0);
     tickets.push(("late", queue.enter(7, "a", Priority::Interactive).unwrap()));
     tickets.push(("d again", queue.enter(8, "d", Priority::Interactive).unwrap()));
-    let with = ["d", "d again", "a", "b", "c", "b in no hurry", "late", "b later"];
+    let with = ["d", "d again", "a", "b", "c", "late", "b in no hurry", "b later"];
     assert_eq!(order(&queue, tickets).await, with);
 
     // And again when it goes.
