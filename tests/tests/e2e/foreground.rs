@@ -6,13 +6,12 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use nestd_client::v1::{
     ActiveRequest, App, ErrorReason, ForegroundEvent, ForegroundLease, GenerateRequest,
-    HoldForegroundRequest, Priority, RequestState,
+    HoldForegroundRequest, Priority, RequestState, Stopping,
 };
 use nestd_client::{Client, Error, Events, ask};
-use nestd_tests::{Builder, Daemon, collect, program, text, until};
+use nestd_tests::{Builder, Daemon, program, text, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -54,10 +53,18 @@ fn waiting(all: &[ActiveRequest]) -> Vec<(Priority, Priority)> {
     waiting.map(|one| (one.priority(), one.served_as())).collect()
 }
 
-/// The answers, in the order in which they end.
-async fn order(asked: Vec<Events>) -> Vec<String> {
-    let answers: FuturesUnordered<_> = asked.into_iter().map(collect).collect();
-    answers.map(|events| text(&events.unwrap())).collect().await
+/// The answers, in the order in which the daemon made them: the transports bring them in another.
+async fn order(daemon: &Daemon, asked: Vec<Events>) -> Vec<String> {
+    let mut answers = Vec::new();
+    for events in asked {
+        let events: Vec<_> = events.map(Result::unwrap).collect().await;
+        let ended = format!("finished request={} ", events[0].request_id);
+        daemon.wait_log(&ended);
+        let answer: Vec<_> = events.into_iter().filter_map(|event| event.event).collect();
+        answers.push((daemon.log().find(&ended), text(&answer)));
+    }
+    answers.sort();
+    answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
 fn in_force(event: Option<Result<ForegroundEvent, Error>>) -> bool {
@@ -72,8 +79,9 @@ async fn the_app_in_the_foreground_overtakes_what_others_call_interactive() {
         for (app, other) in [(&app, &other), (&other, &app)] {
             let name = connection(app).await;
             // One at a time, behind one that runs until it is dropped.
-            let words = "word ".repeat(2000);
-            let running = shell.generate(request(&words, Priority::Normal)).await.unwrap();
+            let mut long = request(&"word ".repeat(2000), Priority::Normal);
+            long.stopping = Some(Stopping { max_tokens: 2000, ..Stopping::default() });
+            let running = shell.generate(long).await.unwrap();
             until(&shell, |status| status.running_requests == 1).await;
             let mut asked = Vec::new();
             for (client, answer, priority) in [
@@ -108,7 +116,7 @@ async fn the_app_in_the_foreground_overtakes_what_others_call_interactive() {
             asked.push(other.generate(request("later", Priority::Interactive)).await.unwrap());
             asked.push(app.generate(request("second", Priority::Interactive)).await.unwrap());
             drop(running);
-            let answers = order(asked).await;
+            let answers = order(&daemon, asked).await;
             assert_eq!(
                 answers,
                 ["first", "second", "other", "normal", "later", "background"],
