@@ -130,6 +130,40 @@ async fn the_app_in_the_foreground_overtakes_what_others_call_interactive() {
 }
 
 #[tokio::test]
+async fn a_user_is_an_app_and_what_runs_goes_on_as_it_began() {
+    let daemon = Builder::sim().start();
+    let own = nix::unistd::geteuid().as_raw();
+    for (name, client) in daemon.both().await {
+        let of_user = |uid| HoldForegroundRequest {
+            app: Some(App { uid: Some(uid), ..App::default() }),
+            reason: String::new(),
+        };
+        let mut running = Vec::new();
+        for (uid, served_as) in [(own, Priority::Interactive), (own + 1, Priority::Normal)] {
+            let lease = client.hold_foreground(of_user(uid)).await.unwrap();
+            let long = request(&"word ".repeat(1000), Priority::Interactive);
+            running.push(client.generate(long).await.unwrap());
+            let count = u32::try_from(running.len()).unwrap();
+            until(&client, |status| status.running_requests == count).await;
+            let all = client.requests().await.unwrap().requests;
+            let newest = all.iter().max_by_key(|one| one.request_id).expect("a request");
+            assert_eq!(newest.priority(), Priority::Interactive, "{name}");
+            assert_eq!(newest.served_as(), served_as, "{name}");
+            drop(lease);
+            seen(&client, |lease| lease.is_none()).await;
+        }
+        // Nobody is in the foreground now.
+        let all = client.requests().await.unwrap().requests;
+        let mut kept: Vec<_> = all.iter().map(|one| (one.request_id, one.served_as())).collect();
+        kept.sort_by_key(|(id, _)| *id);
+        let kept: Vec<_> = kept.into_iter().map(|(_, served_as)| served_as).collect();
+        assert_eq!(kept, [Priority::Interactive, Priority::Normal], "{name}");
+        drop(running);
+        until(&client, |status| status.running_requests == 0).await;
+    }
+}
+
+#[tokio::test]
 async fn the_newest_lease_is_in_force_and_ends_with_its_connection() {
     let daemon = Builder::sim().start();
     let watcher = daemon.grpc().await;
@@ -269,6 +303,7 @@ fn holds(daemon: &Daemon, arguments: &[&str]) -> (Child, Lines<BufReader<ChildSt
         .env("NESTCTL_SOCKET", daemon.socket())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nestd_client::v1::{ErrorReason, HoldRequest, State};
+use nestd_client::v1::{App, ErrorReason, HoldForegroundRequest, HoldRequest, Priority, State};
 use nestd_client::{Certificates, Client, Error, ask};
 use nestd_tests::{Authority, Builder, Daemon, collect, program, text, until};
 use nix::sys::signal::{Signal, kill};
@@ -77,6 +77,33 @@ async fn a_certificate_has_the_classes_of_its_name() {
         assert_eq!(error.reason(), Some(ErrorReason::NotAllowed), "{name}: {error}");
         assert!(error.to_string().contains("access.observe (*)"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn an_app_in_the_foreground_may_be_a_certificate() {
+    let authority = Authority::default();
+    let daemon = served(&authority).set("sim.tokens_per_s", "20.0").start();
+    let phone = connect(&daemon, &authority.client("p", "DNS:phone.local")).await;
+    let tablet = connect(&daemon, &authority.client("Kitchen tablet", "")).await;
+    until(&tablet, |status| status.state() == State::Ready).await;
+    let lease = || HoldForegroundRequest {
+        app: Some(App { certificate: "phone.local".into(), ..App::default() }),
+        reason: "it is held".into(),
+    };
+    let refused = phone.hold_foreground(lease()).await.err().expect("a refusal");
+    assert_eq!(refused.reason(), Some(ErrorReason::NotAllowed), "{refused}");
+    let _lease = tablet.hold_foreground(lease()).await.unwrap();
+    let mut running = Vec::new();
+    for client in [&tablet, &phone] {
+        let mut request = ask("word ".repeat(500));
+        request.priority = Priority::Interactive.into();
+        running.push(client.generate(request).await.unwrap());
+    }
+    let all = tablet.requests().await.unwrap().requests;
+    let served: Vec<_> = all.iter().map(|one| (one.client.as_str(), one.served_as())).collect();
+    let wanted =
+        [("cert phone.local", Priority::Interactive), ("cert Kitchen tablet", Priority::Normal)];
+    assert_eq!(served, wanted, "the most urgent first");
 }
 
 #[tokio::test]
