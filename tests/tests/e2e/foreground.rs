@@ -211,6 +211,9 @@ async fn the_newest_lease_is_in_force_and_ends_with_its_connection() {
     seen(&watcher, |lease| lease.is_none()).await;
 }
 
+/// `a{sv}`
+type Dict = HashMap<String, zbus::OwnedVariant>;
+
 async fn call<T: serde::de::DeserializeOwned + zbus::Type>(
     bus: &zbus::Connection,
     method: &str,
@@ -273,8 +276,7 @@ async fn the_bus_is_told_who_is_in_the_foreground() {
         zbus::connection::Builder::address(daemon.bus_address().as_str()).build().await.unwrap();
     let (name, path) = ("org.nestd.Nestd1", "/org/nestd/Nestd1");
     let object = zbus::Proxy::new(&bus, name, path, "org.nestd.Manager1").await.unwrap();
-    type Lease = HashMap<String, zbus::OwnedVariant>;
-    let mut changes = object.receive_property_changed::<Lease>("Foreground").await;
+    let mut changes = object.receive_property_changed::<Dict>("Foreground").await;
     assert!(changes.next().await.unwrap().get().await.unwrap().is_empty());
     let client = daemon.grpc().await;
     let mut lease = client

@@ -1,6 +1,7 @@
 //! The D-Bus half: method calls of `org.nestd.Manager1` with the vocabulary of `nestd.v1`. `Client`
 //! calls it. Requests under way are in `request`, `org.nestd.Governor1` in `governor`, the list of
-//! requests in `activity`, leases of the foreground in `foreground`, the streams of reports in `watch`, and what the values look like on the bus in `convert`.
+//! requests in `activity`, leases of the foreground in `foreground`, the streams of reports in `watch`, and
+//! what the values look like on the bus in `convert`.
 
 mod activity;
 mod convert;
