@@ -27,7 +27,7 @@ pub(super) struct Manager {
 }
 
 // The interface macro wants receivers, and headers by value.
-#[allow(clippy::unused_self)]
+#[allow(clippy::unused_self, clippy::needless_pass_by_value)]
 #[interface(name = "org.nestd.Manager1", introspection_docs = false)]
 impl Manager {
     #[zbus(property(emits_changed_signal = "const"))]
