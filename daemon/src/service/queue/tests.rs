@@ -7,8 +7,9 @@ impl From<&str> for Client {
     }
 }
 
-fn app(name: &str) -> Option<App> {
-    Some(App { connection: name.into(), ..App::default() })
+/// Has a client's app in the foreground.
+fn front(queue: &Queue, name: &str) {
+    queue.set_foreground(Some(App { connection: name.into(), ..App::default() }));
 }
 
 fn queue(gate: Gate, parallel: u32, places: u32) -> Arc<Queue> {
@@ -268,7 +269,7 @@ async fn the_app_in_the_foreground_goes_first() {
     // Those who wait when it comes are ranked anew, and so is who comes later.
     queue.set_gate(Gate::Paused);
     let mut tickets = enter(&queue);
-    queue.set_foreground(app("d"));
+    front(&queue, "d");
     assert_eq!(queue.lock().position(6), 0);
     tickets.push(("late", queue.enter(7, "a", Priority::Interactive).unwrap()));
     tickets.push(("d again", queue.enter(8, "d", Priority::Interactive).unwrap()));
@@ -278,7 +279,7 @@ async fn the_app_in_the_foreground_goes_first() {
     // And again when it goes.
     queue.set_gate(Gate::Paused);
     let tickets = enter(&queue);
-    queue.set_foreground(app("b"));
+    front(&queue, "b");
     queue.set_foreground(None);
     assert_eq!(order(&queue, tickets).await, without);
 }
@@ -286,7 +287,7 @@ async fn the_app_in_the_foreground_goes_first() {
 #[tokio::test]
 async fn the_place_for_what_is_urgent_is_the_foregrounds() {
     let queue = queue(Gate::Open, 1, 8);
-    queue.set_foreground(app("b"));
+    front(&queue, "b");
     let enter = |id, client, priority| queue.enter(id, client, priority).unwrap().turn(|_| {});
     let background = enter(1, "c", Priority::Background).await.unwrap();
     let other = enter(2, "a", Priority::Interactive);
@@ -297,9 +298,9 @@ async fn the_place_for_what_is_urgent_is_the_foregrounds() {
     drop(own);
     assert!(futures::poll!(&mut other).is_pending());
     // Who waits has it as soon as nobody is before it, and keeps it.
-    queue.set_foreground(app("a"));
+    front(&queue, "a");
     let other = other.await.unwrap();
-    queue.set_foreground(app("b"));
+    front(&queue, "b");
     assert_eq!(other.priority(), Priority::Interactive);
     let next = enter(4, "a", Priority::Interactive);
     drop((background, other));
