@@ -79,6 +79,8 @@ struct Waiting {
     user: Arc<str>,
     priority: Priority,
     since: Instant,
+    /// Whether it takes a place that is free; not while its need is looked at.
+    ready: bool,
     /// What it waited for has failed.
     refused: Option<Error>,
 }
@@ -131,7 +133,7 @@ impl Inner {
     /// has no room waits for a place that this one may not need.
     fn is_turn_of(&self, id: u64) -> bool {
         let now = Instant::now();
-        let admissible = self.waiting.iter().filter(|waiting| self.has_room_for(waiting));
+        let admissible = self.waiting.iter().filter(|w| w.ready && self.has_room_for(w));
         let first = admissible.min_by_key(|waiting| {
             (self.rank(waiting, now), self.user(&waiting.user).turn, waiting.id)
         });
@@ -242,15 +244,18 @@ impl Queue {
         }
         let user: Arc<str> = user.into();
         let since = Instant::now();
-        inner.waiting.push(Waiting { id, user: Arc::clone(&user), priority, since, refused: None });
+        let waiting =
+            Waiting { id, user: Arc::clone(&user), priority, since, ready: false, refused: None };
+        inner.waiting.push(waiting);
         drop(inner);
         self.changed.send_replace(());
         Ok(Ticket { queue: Arc::clone(self), id, user, priority })
     }
 
-    /// Ends those who wait now, whatever becomes of the gate before they notice.
-    pub(super) fn refuse_waiting(&self, error: &Error) {
-        for waiting in &mut self.lock().waiting {
+    /// Ends those who wait now at this priority or a lower one, whatever becomes of the gate before they
+    /// notice.
+    pub(super) fn refuse_waiting(&self, highest: Priority, error: &Error) {
+        for waiting in self.lock().waiting.iter_mut().filter(|w| w.priority >= highest) {
             waiting.refused = Some(error.clone());
         }
         self.changed.send_replace(());
@@ -283,9 +288,12 @@ impl Ticket {
         loop {
             {
                 let mut inner = self.queue.lock();
-                let own = inner.waiting.iter().find(|waiting| waiting.id == self.id);
-                if let Some(error) = own.and_then(|own| own.refused.clone()) {
-                    return Err(error);
+                let own = inner.waiting.iter_mut().find(|waiting| waiting.id == self.id);
+                if let Some(own) = own {
+                    own.ready = true;
+                    if let Some(error) = own.refused.clone() {
+                        return Err(error);
+                    }
                 }
                 let position = inner.position(self.id);
                 match &inner.gate {
