@@ -90,12 +90,11 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     systemd.ready(line(&service.report()));
     tracing::info!(socket, bus = ?config.bus, version = env!("CARGO_PKG_VERSION"), "ready");
 
-    let mut config = config;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload(&mut config, &layers, &core, &tcp, &log),
+            _ = hangup.recv() => reload(&config, &layers, &core, &tcp, &log),
             Ok(()) = status.changed() => {
                 status.mark_unchanged();
                 systemd.status(line(&service.report()));
@@ -158,8 +157,9 @@ fn fatal(what: &str, ended: Result<Result<(), Fatal>, JoinError>) -> Fatal {
     }
 }
 
-/// Applies what can be applied; a configuration with errors changes nothing.
-fn reload(config: &mut Config, layers: &Layers, core: &Core, tcp: &tcp::Served, log: &Log) {
+/// Applies what can be applied to a daemon that started with `config`; a configuration with errors
+/// changes nothing.
+fn reload(config: &Config, layers: &Layers, core: &Core, tcp: &tcp::Served, log: &Log) {
     match Config::load(layers) {
         Ok(mut new) => {
             for key in config.needs_restart(&new) {
@@ -173,7 +173,6 @@ fn reload(config: &mut Config, layers: &Layers, core: &Core, tcp: &tcp::Served, 
             core.governor.configure(governor_settings(&new));
             core.gate.configure(table(&new));
             tcp.renew(new.tcp.as_ref());
-            *config = new;
             tracing::info!("reloaded");
         }
         Err(problems) => {

@@ -139,6 +139,8 @@ impl Reader {
                     "[metrics]",
                     "[access]",
                     "[limits]",
+                    "[quotas]",
+                    "[sessions]",
                     "[elastic]",
                     "[governor]",
                     "[log]",

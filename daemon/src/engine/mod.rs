@@ -21,6 +21,8 @@ use std::time::{Duration, SystemTime};
 
 pub use thread::{Handle, Keep, spawn};
 
+use futures::future::BoxFuture;
+
 use crate::stream::Sink;
 use crate::types::{EngineKind, Error, GenerateRequest, Loaded, Message, ModelInfo};
 
@@ -56,9 +58,25 @@ pub trait Engine {
         None
     }
 
-    /// Counts the tokens of a conversation, template included.
-    fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error>;
+    /// Gives what counts tokens.
+    fn counter(&self) -> Counter;
 }
+
+/// Counts the tokens of conversations, template included, without the engine's thread. Must not keep the
+/// model in memory.
+#[derive(Clone)]
+pub struct Counter {
+    /// Counts on the calling thread, for as long as the text is long. All tokens, or, where there is
+    /// `exact`, no more than there are.
+    pub estimate: Estimate,
+    /// Counts all, where that takes waiting for somebody else.
+    pub exact: Option<Exact>,
+}
+
+/// See [`Counter::estimate`].
+pub type Estimate = Arc<dyn Fn(&[Message]) -> Result<u32, Error> + Send + Sync>;
+/// See [`Counter::exact`].
+pub type Exact = Arc<dyn Fn(Vec<Message>) -> BoxFuture<'static, Result<u32, Error>> + Send + Sync>;
 
 /// Bytes of a model that are in memory, by part. Called from other threads than the engine's, and takes
 /// as long as looking at every page of a file; must not keep the model in memory.

@@ -6,22 +6,28 @@ use std::sync::mpsc::{
     Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel,
 };
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{Constraints, Engine, Job, Plan, Probe, Step};
-use crate::types::{Error, Loaded, Message};
+use super::{Constraints, Counter, Engine, Job, Plan, Probe, Step};
+use crate::types::{Error, Loaded};
 
 /// Commands that may wait while the engine is in a step. A load takes its time, but the service
 /// submits nothing while one is under way.
 const COMMANDS: usize = 64;
-/// How long a caller waits for an answer that needs no load.
-const ANSWER: Duration = Duration::from_secs(10);
 
 type Progress = Box<dyn Fn(f64) + Send>;
-/// What the engine that is there gave to look at its memory.
-type Probing = Arc<Mutex<Option<Probe>>>;
+/// What the engine that is there gave to look at it from elsewhere.
+#[derive(Clone, Default)]
+struct Views {
+    probe: Option<Probe>,
+    counter: Option<Counter>,
+}
+
+type Viewing = Arc<Mutex<Views>>;
+/// Sessions that ended since the last step. Clients make them as they like, so they take no room that
+/// commands need.
+type Forgotten = Arc<Mutex<Vec<u64>>>;
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 /// What the engine thread can be told. Each says when it is legal; else it is answered with an error.
@@ -36,14 +42,12 @@ enum Command {
     Constrain(Constraints),
     /// Likewise.
     Prepare(String),
-    /// Likewise.
-    Forget(u64),
+    /// Any time: there are sessions to forget.
+    Forget,
     /// Any time; jobs that still run are dropped with their engine.
     Unload { reply: Reply<()> },
     /// With an engine loaded.
     Generate(Box<Job>),
-    /// With an engine loaded.
-    CountTokens { messages: Vec<Message>, reply: Reply<u32> },
 }
 
 /// What stays in memory while a new engine is made.
@@ -59,21 +63,22 @@ pub enum Keep {
 #[derive(Clone)]
 pub struct Handle {
     commands: SyncSender<Command>,
-    probing: Probing,
+    viewing: Viewing,
+    forgotten: Forgotten,
 }
 
 /// Starts the engine thread. The receiver completes, with an error, when the thread has ended.
 pub fn spawn() -> std::io::Result<(Handle, oneshot::Receiver<Infallible>)> {
     let (commands, receiver) = sync_channel(COMMANDS);
     let (alive, ended) = oneshot::channel();
-    let probing = Probing::default();
-    let probed = Arc::clone(&probing);
+    let (viewing, forgotten) = (Viewing::default(), Forgotten::default());
+    let (viewed, forgets) = (Arc::clone(&viewing), Arc::clone(&forgotten));
     std::thread::Builder::new().name("nestd-engine".into()).spawn(move || {
         // Dropped when the thread returns or panics.
         let _alive = alive;
-        run(&receiver, &probed);
+        run(&receiver, &viewed, &forgets);
     })?;
-    Ok((Handle { commands, probing }, ended))
+    Ok((Handle { commands, viewing, forgotten }, ended))
 }
 
 impl Handle {
@@ -103,8 +108,10 @@ impl Handle {
     }
 
     /// Has what was kept of a session forgotten.
-    pub fn forget(&self, session: u64) -> Result<(), Error> {
-        self.send(Command::Forget(session))
+    pub fn forget(&self, session: u64) {
+        self.forgotten.lock().unwrap_or_else(PoisonError::into_inner).push(session);
+        // With no room for it there are commands, and the thread looks before each.
+        let _ = self.commands.try_send(Command::Forget);
     }
 
     /// Gives the model's memory back. Takes as long as it takes: a timeout would leave the caller with
@@ -119,8 +126,17 @@ impl Handle {
     /// wait for the engine, but may take tens of milliseconds.
     #[must_use]
     pub fn resident(&self) -> Vec<(&'static str, u64)> {
-        let probe = self.probing.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        probe.map_or_else(Vec::new, |probe| probe())
+        self.views().probe.map_or_else(Vec::new, |probe| probe())
+    }
+
+    /// What counts tokens; None without a model.
+    #[must_use]
+    pub fn counter(&self) -> Option<Counter> {
+        self.views().counter
+    }
+
+    fn views(&self) -> Views {
+        self.viewing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Hands a job over. Its sink is told what becomes of it, a refusal included.
@@ -136,28 +152,11 @@ impl Handle {
         }
     }
 
-    /// Counts the tokens of a conversation, template included.
-    pub async fn count_tokens(&self, messages: Vec<Message>) -> Result<u32, Error> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Command::CountTokens { messages, reply })?;
-        within(ANSWER, answer).await
-    }
-
     fn send(&self, command: Command) -> Result<(), Error> {
         self.commands.try_send(command).map_err(|error| match error {
             TrySendError::Full(_) => busy(),
             TrySendError::Disconnected(_) => gone(),
         })
-    }
-}
-
-async fn within<T>(
-    limit: Duration,
-    answer: oneshot::Receiver<Result<T, Error>>,
-) -> Result<T, Error> {
-    match tokio::time::timeout(limit, answer).await {
-        Ok(answer) => answer.map_err(|_| gone())?,
-        Err(_) => Err(busy()),
     }
 }
 
@@ -169,13 +168,19 @@ fn gone() -> Error {
     Error::Internal("the engine thread has ended".into())
 }
 
-fn not_loaded() -> Error {
+pub(super) fn not_loaded() -> Error {
     Error::ModelNotLoaded { problem: "it was unloaded just now".into() }
 }
 
-fn run(commands: &Receiver<Command>, probing: &Probing) {
+fn run(commands: &Receiver<Command>, viewing: &Viewing, forgotten: &Forgotten) {
     let mut engine: Option<Box<dyn Engine>> = None;
     loop {
+        let ended = std::mem::take(&mut *forgotten.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(engine) = &mut engine {
+            for session in ended {
+                engine.forget(session);
+            }
+        }
         let step = engine.as_mut().map_or(Step::Idle, |engine| engine.step());
         let command = match step {
             Step::Ready => commands.try_recv().map_err(|error| match error {
@@ -186,25 +191,25 @@ fn run(commands: &Receiver<Command>, probing: &Probing) {
             Step::Idle => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match command {
-            Ok(command) => obey(command, &mut engine, probing),
+            Ok(command) => obey(command, &mut engine, viewing),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }
 
-fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>, probing: &Probing) {
-    let probe = |probe| *probing.lock().unwrap_or_else(PoisonError::into_inner) = probe;
+fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>, viewing: &Viewing) {
+    let view = |views| *viewing.lock().unwrap_or_else(PoisonError::into_inner) = views;
     // A caller that no longer waits for its reply has lost interest; that is not an error.
     match command {
         Command::Load { plan, keep, progress, reply } => {
             if keep == Keep::Nothing {
                 *engine = None;
-                probe(None);
+                view(Views::default());
             }
             let result = super::load(&plan, &*progress).map(|new| {
                 let loaded = new.loaded().clone();
-                probe(new.probe());
+                view(Views { probe: new.probe(), counter: Some(new.counter()) });
                 *engine = Some(new);
                 loaded
             });
@@ -227,26 +232,15 @@ fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>, probing: &Probin
                 engine.prepare(&size);
             }
         }
-        Command::Forget(session) => {
-            if let Some(engine) = engine {
-                engine.forget(session);
-            }
-        }
+        Command::Forget => {}
         Command::Unload { reply } => {
             *engine = None;
-            probe(None);
+            view(Views::default());
             let _ = reply.send(Ok(()));
         }
         Command::Generate(job) => match engine {
             Some(engine) => engine.start(*job),
             None => job.sink.fail(not_loaded()),
         },
-        Command::CountTokens { messages, reply } => {
-            let result = match engine {
-                Some(engine) => engine.count_tokens(&messages),
-                None => Err(not_loaded()),
-            };
-            let _ = reply.send(result);
-        }
     }
 }

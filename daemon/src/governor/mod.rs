@@ -34,9 +34,9 @@ use crate::service::Service;
 use crate::stream::Events;
 use crate::types::{Client, Error, ModelInfo};
 
-/// Wishes of all clients together, and of one.
+/// Wishes of all users together, and of one.
 const HOLDS: usize = 64;
-const HOLDS_OF_ONE: usize = 8;
+const HOLDS_OF_ONE: usize = 16;
 /// Bytes of a hold's reason.
 const REASON: usize = 256;
 /// Changes that a slow listener may be behind.
@@ -124,7 +124,8 @@ pub struct Governor {
 struct State {
     settings: Settings,
     snapshot: Snapshot,
-    holds: Vec<Hold>,
+    /// With whose it is.
+    holds: Vec<(String, Hold)>,
     /// What a person pinned, as on disk.
     pin: Option<String>,
     next_hold: u64,
@@ -138,7 +139,8 @@ struct State {
 impl State {
     fn wishes(&self) -> Holds {
         let configured = Some(&self.settings.size).filter(|size| !size.is_empty());
-        Holds { holds: self.holds.clone(), pin: self.pin.as_ref().or(configured).cloned() }
+        let holds = self.holds.iter().map(|(_, hold)| hold.clone()).collect();
+        Holds { holds, pin: self.pin.as_ref().or(configured).cloned() }
     }
 }
 
@@ -225,29 +227,30 @@ impl Governor {
             let problem = "a hold asks for min_size, max_size or no_background";
             return Err(Error::invalid("min_size", problem));
         }
-        let client = client.to_string();
+        let (account, client) = (client.account(), client.to_string());
         let mut state = self.state();
         if !state.settings.enabled {
             return Err(off());
         }
-        let own = state.holds.iter().filter(|hold| hold.client == client).count();
+        let own = state.holds.iter().filter(|(other, _)| *other == account).count();
         if own >= HOLDS_OF_ONE || state.holds.len() >= HOLDS {
             let why =
-                format!("{own} holds of this client and {} in all are in force", state.holds.len());
+                format!("{own} holds of this user and {} in all are in force", state.holds.len());
             return Err(Error::Busy { why, retry_after_ms: 1000 });
         }
         let id = state.next_hold;
         state.next_hold += 1;
         tracing::info!(hold = id, client, min_size, max_size, no_background, reason, "held");
         let some = |size: String| Some(size).filter(|size| !size.is_empty());
-        state.holds.push(Hold {
+        let hold = Hold {
             id,
             client,
             min_size: some(min_size),
             max_size: some(max_size),
             no_background,
             reason,
-        });
+        };
+        state.holds.push((account, hold));
         drop(state);
         self.poke.notify_one();
         Ok(Held { governor: Arc::clone(self), id })
@@ -365,7 +368,7 @@ impl Governor {
     }
 
     fn release(&self, id: u64) {
-        self.state().holds.retain(|hold| hold.id != id);
+        self.state().holds.retain(|(_, hold)| hold.id != id);
         tracing::info!(hold = id, "released");
         self.poke.notify_one();
     }

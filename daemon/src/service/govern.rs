@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedMutexGuard, watch};
 
 use super::load::Loading;
-use super::{Power, Service, Settings, lock, memory};
+use super::{Power, Service, Settings, lock, memory, no_background};
 use crate::engine::{Constraints, Plan};
 use crate::stream;
-use crate::types::{EngineKind, Error, Loaded, ModelInfo, State};
+use crate::types::{EngineKind, Error, Loaded, ModelInfo, Priority, State};
 
 /// Picks the size for a load that names none: the model's name and what its headers say.
 pub type Chooser = Arc<dyn Fn(&str, &ModelInfo) -> Option<String> + Send + Sync>;
@@ -114,6 +114,10 @@ impl Service {
     pub(super) fn set_allowance(&self, allowance: Allowance) {
         let constraints =
             Constraints { context_tokens: allowance.max_context, caches: allowance.caches };
+        if let Some(why) = &allowance.no_background {
+            let error = no_background(why);
+            self.queue.refuse_waiting(Priority::Background, &error);
+        }
         *self.allowance.write().unwrap_or_else(PoisonError::into_inner) = allowance;
         let told = self.engine.constrain(constraints);
         if let Err(error) = &told {

@@ -12,7 +12,7 @@ use super::{Service, Settings, loading, memory};
 use crate::engine::catalog::{Catalog, Entry};
 use crate::engine::{Keep, Plan};
 use crate::stream::{self, Events, Sink};
-use crate::types::{Client, Error, FinishReason, ModelInfo, State, Status};
+use crate::types::{Client, Error, FinishReason, ModelInfo, Priority, State, Status};
 
 /// A model in the list.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,17 +40,38 @@ pub(super) struct Loading {
 /// Progress is told this often at most.
 const PROGRESS: Duration = Duration::from_millis(100);
 
+/// What was found when the models were looked at last, and when that began.
+pub(super) type LastListed = Option<(Instant, Result<Vec<Entry>, Error>)>;
+
 impl Service {
     /// Every model, by name.
     pub async fn models(&self) -> Result<Vec<Listed>, Error> {
         let loaded = self.loaded().map(|loaded| loaded.model);
-        let entries = self.blocking(Catalog::list).await?;
+        let entries = self.list().await?;
         let listed = entries.into_iter().map(|entry| Listed {
             loaded: loaded.as_ref() == Some(&entry.model),
             model: entry.model,
             info: entry.info,
         });
         Ok(listed.collect())
+    }
+
+    /// Looks at all models, for all who ask at once: files are looked at by one at a time, and who waits
+    /// for that takes what was begun since it asked.
+    async fn list(&self) -> Result<Vec<Entry>, Error> {
+        let asked = Instant::now();
+        let mut last = Arc::clone(&self.listed).lock_owned().await;
+        if let Some((_, entries)) = last.as_ref().filter(|(began, _)| *began >= asked) {
+            return entries.clone();
+        }
+        // Who leaves lets nobody begin before this one has ended.
+        self.blocking(move |catalog| {
+            let began = Instant::now();
+            let entries = catalog.list();
+            *last = Some((began, entries.clone()));
+            entries
+        })
+        .await
     }
 
     /// Looks at files without holding up the tasks.
@@ -286,7 +307,7 @@ impl Service {
                     Some(away) => {
                         // In this order: who comes in between is refused too, and none is left waiting.
                         self.put_away(away, &error.to_string());
-                        self.queue.refuse_waiting(&error);
+                        self.queue.refuse_waiting(Priority::Interactive, &error);
                     }
                     None => self.settle(Some(&error)),
                 }

@@ -3,6 +3,7 @@
 //! [`Service`] is the one owner of the daemon's [`Status`]. Every method may be called from any task;
 //! each accepted request has a task of its own until the engine thread takes it over.
 
+mod counting;
 mod foreground;
 mod govern;
 mod load;
@@ -28,6 +29,7 @@ use crate::types::{
     Quotas as QuotaSettings, SessionInfo, SessionOptions, SessionSettings, State, Status,
     check_messages,
 };
+use counting::Counting;
 use queue::{Gate, Queue, Running, Ticket};
 use quotas::{Quotas, Taken};
 
@@ -70,7 +72,10 @@ pub struct Service {
     queue: Arc<Queue>,
     foreground: Arc<Foreground>,
     quotas: Arc<Quotas>,
+    counting: Counting,
     sessions: Arc<Sessions>,
+    /// Held while the models are looked at.
+    listed: Arc<tokio::sync::Mutex<load::LastListed>>,
     /// Held by the load or unload that is under way.
     changing: Arc<tokio::sync::Mutex<()>>,
     /// Every request that was accepted and has not ended.
@@ -118,6 +123,7 @@ impl Service {
         Arc::new(Self {
             foreground: Foreground::new(Arc::clone(&queue)),
             quotas: Arc::new(Quotas::new(settings.quotas)),
+            counting: Counting::new(),
             sessions: Sessions::new(engine.clone(), settings.sessions.clone()),
             engine,
             settings: RwLock::new(Arc::new(settings)),
@@ -129,6 +135,7 @@ impl Service {
                 loading_fraction: 0.0,
                 problem,
             }),
+            listed: Arc::default(),
             changing: Arc::default(),
             active: Arc::default(),
             next_id: AtomicU64::new(1),
@@ -202,17 +209,18 @@ impl Service {
     }
 
     /// Accepts a request, or refuses it at once. Dropping the events cancels it.
-    pub fn generate(
+    pub async fn generate(
         self: &Arc<Self>,
         client: &Client,
         request: GenerateRequest,
     ) -> Result<Events, Error> {
         let priority = request.priority;
         self.accept(client, request)
+            .await
             .inspect_err(|error| self.metrics.refused(Some(priority), error))
     }
 
-    fn accept(
+    async fn accept(
         self: &Arc<Self>,
         client: &Client,
         mut request: GenerateRequest,
@@ -221,8 +229,7 @@ impl Service {
         if request.priority == Priority::Background
             && let Some(why) = self.allowance().no_background
         {
-            let why = format!("background requests are not taken now ({why})");
-            return Err(Error::Busy { why, retry_after_ms: 30_000 });
+            return Err(no_background(&why));
         }
         let account = client.account();
         self.quotas.check(&account, Instant::now())?;
@@ -237,6 +244,7 @@ impl Service {
         request.messages.splice(0..0, before);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let ticket = self.queue.enter(id, client.clone(), request.priority)?;
+        let (request, ticket) = self.admit(request, ticket).await?;
         let recorder = self.metrics.recorder(request.priority);
         let (sink, events) = stream::recorded(id, settings.buffer_bytes, recorder);
         let entry = Entry::new(sink.stopper(), client.clone(), request.priority);
@@ -263,6 +271,36 @@ impl Service {
         tokio::spawn(Arc::clone(self).run(request, session, sink, ticket, active));
         self.wake();
         Ok(events)
+    }
+
+    /// Refuses a prompt that does not fit the context, before it waits. It has its place in the queue by
+    /// then, so no more are read than may wait. Memory needs no look: that of a whole context's KV cache
+    /// for each place is part of what the size needs. While no model answers, or where the engine cannot
+    /// tell all of the prompt, the engine refuses when it starts the request.
+    async fn admit(
+        &self,
+        request: GenerateRequest,
+        ticket: Ticket,
+    ) -> Result<(GenerateRequest, Ticket), Error> {
+        let ready = {
+            let status = self.status.borrow();
+            status.loaded.clone().filter(|_| status.state == State::Ready)
+        };
+        let Some((loaded, counter)) = ready.zip(self.engine.counter()) else {
+            return Ok((request, ticket));
+        };
+        // It is read up to where an answer would begin, and the answer counts then.
+        if request.prewarm {
+            return Ok((request, ticket));
+        }
+        let (request, ticket, prompt_tokens) =
+            self.counting.estimate(counter, request, ticket).await?;
+        let max_tokens = request.stopping.max_tokens;
+        let context_tokens = loaded.context_tokens.min(self.allowance().max_context);
+        if prompt_tokens.saturating_add(max_tokens) > context_tokens {
+            return Err(Error::ContextTooLong { prompt_tokens, max_tokens, context_tokens });
+        }
+        Ok((request, ticket))
     }
 
     /// Waits for the request's turn, and hands it to the engine.
@@ -357,17 +395,18 @@ impl Service {
     }
 
     /// Adds messages to a session that nobody answers.
-    pub fn append_to_session(
+    pub async fn append_to_session(
         &self,
         client: &Client,
         id: &str,
         messages: Vec<Message>,
     ) -> Result<SessionInfo, Error> {
-        self.sessions.append(client, id, messages, &self.settings().limits)
+        let limits = self.settings().limits;
+        self.sessions.append(client, id, messages, &limits).await
     }
 
     /// Reads what a session holds, so that its next answer comes sooner.
-    pub fn prewarm_session(
+    pub async fn prewarm_session(
         self: &Arc<Self>,
         client: &Client,
         id: &str,
@@ -376,11 +415,15 @@ impl Service {
         let session = id.to_owned();
         let request =
             GenerateRequest { session, priority, prewarm: true, ..GenerateRequest::default() };
-        self.generate(client, request)
+        self.generate(client, request).await
     }
 
     /// Counts the tokens of a conversation, template included.
-    pub async fn count_tokens(self: &Arc<Self>, messages: Vec<Message>) -> Result<u32, Error> {
+    pub async fn count_tokens(
+        self: &Arc<Self>,
+        client: &Client,
+        messages: Vec<Message>,
+    ) -> Result<u32, Error> {
         check_messages(&messages, &self.settings().limits)?;
         {
             let status = self.status.borrow();
@@ -398,7 +441,9 @@ impl Service {
                 State::Draining => return Err(Error::ShuttingDown),
             }
         }
-        self.engine.count_tokens(messages).await
+        let problem = "it was unloaded just now".to_owned();
+        let counter = self.engine.counter().ok_or(Error::ModelNotLoaded { problem })?;
+        self.counting.count(client.account(), counter, messages).await
     }
 
     /// Refuses new requests, lets running ones end for the configured time, then ends them.
@@ -434,6 +479,11 @@ fn places(limits: &Limits, quotas: &QuotaSettings, overtaking: bool) -> queue::L
         user_parallel: or_all(quotas.parallel_requests),
         user_places: or_all(quotas.queued_requests),
     }
+}
+
+fn no_background(why: &str) -> Error {
+    let why = format!("background requests are not taken now ({why})");
+    Error::Busy { why, retry_after_ms: 30_000 }
 }
 
 fn loading(model: &str) -> Error {

@@ -86,6 +86,8 @@ struct Waiting {
     /// What it is served as: `asked`, unless another app is in the foreground.
     priority: Priority,
     since: Instant,
+    /// Whether it takes a place that is free; not while its need is looked at.
+    ready: bool,
     /// What it waited for has failed.
     refused: Option<Error>,
 }
@@ -138,7 +140,7 @@ impl Inner {
     /// has no room waits for a place that this one may not need.
     fn is_turn_of(&self, id: u64) -> bool {
         let now = Instant::now();
-        let admissible = self.waiting.iter().filter(|waiting| self.has_room_for(waiting));
+        let admissible = self.waiting.iter().filter(|w| w.ready && self.has_room_for(w));
         let first = admissible.min_by_key(|waiting| {
             (self.rank(waiting, now), self.user(&waiting.user).turn, waiting.id)
         });
@@ -264,17 +266,25 @@ impl Queue {
         let user: Arc<str> = user.into();
         let since = Instant::now();
         let priority = served_as(inner.foreground.as_ref(), &client, asked);
-        let waiting =
-            Waiting { id, user: Arc::clone(&user), client, asked, priority, since, refused: None };
-        inner.waiting.push(waiting);
+        inner.waiting.push(Waiting {
+            id,
+            user: Arc::clone(&user),
+            client,
+            asked,
+            priority,
+            since,
+            ready: false,
+            refused: None,
+        });
         drop(inner);
         self.changed.send_replace(());
         Ok(Ticket { queue: Arc::clone(self), id, user, asked })
     }
 
-    /// Ends those who wait now, whatever becomes of the gate before they notice.
-    pub(super) fn refuse_waiting(&self, error: &Error) {
-        for waiting in &mut self.lock().waiting {
+    /// Ends those who wait now at this priority or a lower one, whatever becomes of the gate before they
+    /// notice.
+    pub(super) fn refuse_waiting(&self, highest: Priority, error: &Error) {
+        for waiting in self.lock().waiting.iter_mut().filter(|w| w.priority >= highest) {
             waiting.refused = Some(error.clone());
         }
         self.changed.send_replace(());
@@ -307,11 +317,15 @@ impl Ticket {
         loop {
             {
                 let mut inner = self.queue.lock();
-                let own = inner.waiting.iter().find(|waiting| waiting.id == self.id);
-                if let Some(error) = own.and_then(|own| own.refused.clone()) {
-                    return Err(error);
+                let own = inner.waiting.iter_mut().find(|waiting| waiting.id == self.id);
+                let mut priority = self.asked;
+                if let Some(own) = own {
+                    own.ready = true;
+                    if let Some(error) = own.refused.clone() {
+                        return Err(error);
+                    }
+                    priority = own.priority;
                 }
-                let priority = own.map_or(self.asked, |own| own.priority);
                 let position = inner.position(self.id);
                 match &inner.gate {
                     Gate::Closed(error) => return Err(error.clone()),

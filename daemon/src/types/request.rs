@@ -159,8 +159,10 @@ const STOP_BYTES: usize = 256;
 const SCHEMA_BYTES: usize = 64 << 10;
 /// `GenerateRequest::top_logprobs` at most.
 const TOP_LOGPROBS: u32 = 20;
-/// Messages in one conversation: beyond any use, and a bound for templates.
+/// Messages in one conversation, and parts in one message: beyond any use, and a bound for templates and
+/// for memory.
 const MESSAGES: usize = 1024;
+const PARTS: usize = 64;
 
 impl GenerateRequest {
     /// Checks every value and puts the default for `max_tokens` in. `before` is what the session holds.
@@ -235,6 +237,10 @@ pub fn check_turns(before: &[Message], messages: &[Message], limits: &Limits) ->
         }
         if message.parts.is_empty() {
             return Err(Error::invalid(format!("messages[{index}].parts"), "at least one part"));
+        }
+        if message.parts.len() > PARTS {
+            let problem = format!("at most {PARTS} parts");
+            return Err(Error::invalid(format!("messages[{index}].parts"), problem));
         }
         bytes += length(message);
     }
@@ -359,6 +365,8 @@ mod tests {
         assert_eq!(field(|r| r.messages.reverse()), "messages[1].role");
         assert_eq!(field(|r| r.messages.insert(0, message(Role::User, "?"))), "messages[1].role");
         assert_eq!(field(|r| r.messages[1].parts.clear()), "messages[1].parts");
+        let empty = || Part::Text(String::new());
+        assert_eq!(field(|r| r.messages[1].parts.resize(65, empty())), "messages[1].parts");
         assert_eq!(field(|r| r.messages[1] = message(Role::User, &"x".repeat(65))), "messages");
         assert_eq!(field(|r| r.sampling.temperature = Some(f64::NAN)), "sampling.temperature");
         assert_eq!(field(|r| r.sampling.temperature = Some(-0.1)), "sampling.temperature");

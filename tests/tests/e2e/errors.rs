@@ -63,22 +63,29 @@ async fn bad_values_are_refused_by_name_and_alike() {
 }
 
 #[tokio::test]
-async fn a_prompt_that_does_not_fit_is_told_with_the_numbers() {
-    let daemon = Builder::sim().set("model.context_tokens", "100").start();
+async fn a_prompt_that_does_not_fit_is_refused_before_it_waits() {
+    let daemon = Builder::sim()
+        .set("model.context_tokens", "100")
+        .set("limits.parallel_requests", "1")
+        .set("sim.tokens_per_s", "1.0")
+        .start();
     let [(_, grpc), (_, dbus)] = daemon.both().await;
+    let mut fits = ask("word ".repeat(60));
+    fits.stopping = Some(Stopping { max_tokens: 20, ..Stopping::default() });
+    let running = grpc.generate(fits).await.unwrap();
+    until(&grpc, |status| status.running_requests == 1).await;
     let mut request = ask("word ".repeat(90));
     request.stopping = Some(Stopping { max_tokens: 20, ..Stopping::default() });
-    // Each of the two requests has its own number.
-    let nameless = |mut failure: Failure| {
-        assert!(failure.details.remove("request_id").is_some(), "{failure:?}");
-        failure
-    };
-    let over_grpc = nameless(failure(&grpc, request.clone()).await);
+    let over_grpc = failure(&grpc, request.clone()).await;
     assert_eq!(over_grpc.reason, ErrorReason::ContextTooLong);
     let numbers =
         ["prompt_tokens", "max_tokens", "context_tokens"].map(|key| &over_grpc.details[key]);
     assert_eq!(numbers, ["92", "20", "100"]);
-    assert_eq!(over_grpc, nameless(failure(&dbus, request).await));
+    assert_eq!(over_grpc.details.get("request_id"), None, "it was never accepted");
+    assert_eq!(over_grpc, failure(&dbus, request).await);
+    let status = grpc.status().await.unwrap();
+    assert_eq!((status.running_requests, status.queued_requests), (1, 0));
+    drop(running);
 }
 
 #[tokio::test]

@@ -419,3 +419,30 @@ async fn a_session_goes_on_across_a_load_by_its_transcript() {
         assert_eq!(warmed.unwrap_err().reason(), Some(ErrorReason::Unsupported));
     }
 }
+
+#[tokio::test]
+async fn a_load_that_fails_when_the_old_model_had_to_go_brings_that_back() {
+    let (folder, files) = models();
+    let device = Device::on_battery(90);
+    let daemon = device.governs(builder(folder.path())).start();
+    let client = daemon.grpc().await;
+    assert_eq!(until_settled(&client).await, State::Ready);
+    let model = &client.models().await.unwrap()[0];
+    let (large, small) = (&model.sizes[0], &model.sizes.last().unwrap().name);
+    // There is no room for two, and the smaller one is gone from the table of sizes.
+    daemon.change("model.memory_mib", &(large.memory_mib + 100).to_string());
+    let table = files.join("sizes.csv");
+    let text = std::fs::read_to_string(&table).unwrap();
+    let kept: Vec<_> = text.lines().filter(|line| !line.contains(small.as_str())).collect();
+    assert_eq!(kept.len() + 1, text.lines().count(), "{text}");
+    std::fs::remove_file(&table).unwrap();
+    std::fs::write(&table, kept.join("\n")).unwrap();
+    device.charge("20");
+    let report = told(&client, |report| !report.problem.is_empty()).await;
+    assert!(report.problem.contains(small.as_str()), "{}", report.problem);
+    daemon.wait_log("went back to what was loaded before");
+    assert_eq!((&report.active_size, &report.selected_size), (&large.name, small));
+    let events = collect(client.generate(ask(QUESTION)).await.unwrap()).await.unwrap();
+    assert_eq!(nestd_tests::text(&events), ANSWER);
+    assert_eq!(finished(&events).sizes, [large.name.as_str()]);
+}

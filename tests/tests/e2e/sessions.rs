@@ -159,6 +159,45 @@ async fn a_session_ends_with_its_connection_and_a_persistent_one_does_not_end_wi
 }
 
 #[tokio::test]
+async fn what_the_disk_refuses_is_told_and_what_changes_nothing_is_not_written() {
+    use std::os::unix::fs::MetadataExt as _;
+    let kept = tempfile::tempdir().unwrap();
+    let dir = kept.path().join("sessions");
+    let daemon = Builder::sim().set("sessions.dir", &format!("'{}'", dir.display())).start();
+    for (api, client) in daemon.both().await {
+        std::fs::write(&dir, "no folder").unwrap();
+        let refused = client.create_session(Vec::new(), PERSISTENT).await;
+        assert_eq!(reason(refused), ErrorReason::Internal, "{api}");
+        assert!(client.sessions().await.unwrap().is_empty(), "{api}");
+        std::fs::remove_file(&dir).unwrap();
+
+        let id = client.create_session(Vec::new(), PERSISTENT).await.unwrap();
+        let file = dir.join(format!("{id}.json"));
+        // Each write makes another file.
+        let written = std::fs::metadata(&file).unwrap().ino();
+        assert_eq!(reason(client.append(&id, Vec::new()).await), ErrorReason::InvalidArgument);
+        let mut unfit = ask_in(&id, "?");
+        unfit.stopping = Some(Stopping { max_tokens: u32::MAX, ..Stopping::default() });
+        let refused = client.generate(unfit).await.map(drop);
+        assert_eq!(reason(refused), ErrorReason::InvalidArgument, "{api}");
+        // Writes follow each other: after this one there is none of those before.
+        client.create_session(Vec::new(), PERSISTENT).await.unwrap();
+        assert_eq!(std::fs::metadata(&file).unwrap().ino(), written, "{api}");
+
+        std::fs::remove_file(&file).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        assert_eq!(reason(client.delete_session(&id).await), ErrorReason::Internal, "{api}");
+        assert!(client.sessions().await.unwrap().iter().any(|session| session.id == id), "{api}");
+        std::fs::remove_dir(&file).unwrap();
+        client.delete_session(&id).await.unwrap();
+        for session in client.sessions().await.unwrap() {
+            client.delete_session(&session.id).await.unwrap();
+        }
+        std::fs::remove_dir(&dir).unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_session_answers_one_request_at_a_time_and_keeps_what_was_said() {
     let daemon = Builder::sim().start();
     for (api, client) in daemon.both().await {
@@ -186,8 +225,8 @@ async fn a_session_answers_one_request_at_a_time_and_keeps_what_was_said() {
         assert_eq!(finished(&events).reason(), FinishReason::Deadline, "{api}");
         let long = client.append(&id, vec![message(Role::User, "word ".repeat(7000))]).await;
         long.unwrap();
-        let events = client.generate(ask_in(&id, "too long")).await.unwrap();
-        assert_eq!(reason(collect(events).await), ErrorReason::ContextTooLong, "{api}");
+        let refused = client.generate(ask_in(&id, "too long")).await.map(drop);
+        assert_eq!(reason(refused), ErrorReason::ContextTooLong, "{api}");
         assert_eq!(client.transcript(&id).await.unwrap().len(), 3, "{api}");
     }
 }

@@ -132,8 +132,15 @@ impl Manager {
     }
 
     #[zbus(out_args("tokens"))]
-    async fn count_tokens(&self, messages: Messages) -> Result<u32, Failure> {
-        Ok(self.core.service.count_tokens(convert::messages(messages)?).await?)
+    async fn count_tokens(
+        &self,
+        messages: Messages,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<u32, Failure> {
+        let messages = convert::messages(messages)?;
+        let (_handle, client) = caller(&self.handles, None, &header, connection).await?;
+        Ok(self.core.service.count_tokens(&client, messages).await?)
     }
 
     #[zbus(out_args("models"))]
@@ -230,7 +237,7 @@ impl Manager {
         };
         let (handle, client) =
             caller(&self.handles, options.handle_token, header, connection).await?;
-        let events = self.core.service.generate(&client, request)?;
+        let events = self.core.service.generate(&client, request).await?;
         request::announce(handle, events, pipe, client, connection, &self.telling).await
     }
 }

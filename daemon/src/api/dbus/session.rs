@@ -47,7 +47,7 @@ impl Session {
     ) -> Result<(), Failure> {
         let messages = convert::messages(messages)?;
         let (_handle, client) = self.caller(None, &header, connection).await?;
-        self.parts.core.service.append_to_session(&client, &self.id, messages)?;
+        self.parts.core.service.append_to_session(&client, &self.id, messages).await?;
         Ok(())
     }
 
@@ -84,7 +84,7 @@ impl Session {
     ) -> Result<NewRequest, Failure> {
         let (priority, token) = convert::prewarm_options(options)?;
         let (handle, client) = self.caller(token, &header, connection).await?;
-        let events = self.parts.core.service.prewarm_session(&client, &self.id, priority)?;
+        let events = self.parts.core.service.prewarm_session(&client, &self.id, priority).await?;
         request::announce(handle, events, None, client, connection, &self.parts.telling).await
     }
 

@@ -59,15 +59,17 @@ impl v1::inference_server::Inference for Api {
             self.core.service.metrics().refused(None, &error);
             refuse(error)
         })?;
-        Ok(Response::new(events(self.core.service.generate(&client, request).map_err(refuse)?)))
+        let accepted = self.core.service.generate(&client, request).await;
+        Ok(Response::new(events(accepted.map_err(refuse)?)))
     }
 
     async fn count_tokens(
         &self,
         request: Request<v1::CountTokensRequest>,
     ) -> Result<Response<v1::CountTokensResponse>, Status> {
+        let client = client(&request);
         let messages = convert::messages(request.into_inner().messages).map_err(refuse)?;
-        let tokens = self.core.service.count_tokens(messages).await.map_err(refuse)?;
+        let tokens = self.core.service.count_tokens(&client, messages).await.map_err(refuse)?;
         Ok(Response::new(v1::CountTokensResponse { tokens }))
     }
 }

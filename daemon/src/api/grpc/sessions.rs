@@ -46,7 +46,7 @@ impl v1::sessions_server::Sessions for Api {
         let client = client(&request);
         let v1::AppendRequest { session, messages } = request.into_inner();
         let messages = convert::messages(messages).map_err(refuse)?;
-        let info = self.core.service.append_to_session(&client, &session, messages);
+        let info = self.core.service.append_to_session(&client, &session, messages).await;
         Ok(Response::new(convert::session(info.map_err(refuse)?)))
     }
 
@@ -70,7 +70,7 @@ impl v1::sessions_server::Sessions for Api {
         let client = client(&request);
         let v1::PrewarmRequest { session, priority } = request.into_inner();
         let priority = convert::priority(priority).map_err(refuse)?;
-        let begun = self.core.service.prewarm_session(&client, &session, priority);
+        let begun = self.core.service.prewarm_session(&client, &session, priority).await;
         Ok(Response::new(events(begun.map_err(refuse)?)))
     }
 

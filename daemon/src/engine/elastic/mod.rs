@@ -35,7 +35,7 @@ use self::pages::Pages;
 use self::prefix::Prefixes;
 use self::request::{Outcome, Running, Start};
 use self::spill::{Away, Spill};
-use super::{Constraints, Engine, Job, Probe, Step};
+use super::{Constraints, Counter, Engine, Job, Probe, Step};
 use crate::types::{Error, GenerateRequest, Loaded, Message, Priority};
 
 /// Prompt tokens in a step when nobody else waits for a token, and when somebody does.
@@ -179,8 +179,13 @@ impl Engine for Elastic {
         }))
     }
 
-    fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error> {
-        Ok(count(self.text.prompt(messages)?.len()))
+    fn counter(&self) -> Counter {
+        let text = Arc::downgrade(&self.text);
+        let estimate = move |messages: &[Message]| {
+            let text = text.upgrade().ok_or_else(super::thread::not_loaded)?;
+            Ok(count(text.prompt(messages)?.len()))
+        };
+        Counter { estimate: Arc::new(estimate), exact: None }
     }
 }
 

@@ -16,8 +16,8 @@
 mod answer;
 mod load;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ::mistralrs::{
@@ -25,16 +25,15 @@ use ::mistralrs::{
     TextMessageRole, TextMessages, TokenSource, core, error, model_builder_trait,
 };
 use either::Either;
+use futures::future::BoxFuture;
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
 
 use super::checkpoint::Checkpoint;
 use super::checkpoint::config::Generation;
-use super::{Constraints, Engine, Isq, Job, Plan, Step};
+use super::thread::not_loaded;
+use super::{Constraints, Counter, Engine, Isq, Job, Plan, Step};
 use crate::types::{Error, Loaded, Message, Part, Role, Sampling};
 
-/// How long counting waits for the library to end the step it is in.
-const COUNT: Duration = Duration::from_secs(9);
 /// How long the end of an engine waits for its memory to be given back.
 const UNLOAD: Duration = Duration::from_secs(60);
 
@@ -121,23 +120,30 @@ impl Engine for Mistralrs {
         self.shared.context_tokens.store(context_tokens, Ordering::Relaxed);
     }
 
-    fn count_tokens(&mut self, messages: &[Message]) -> Result<u32, Error> {
-        let shared = Arc::clone(&self.shared);
-        let messages = messages.to_vec();
-        let (reply, answer) = oneshot::channel();
-        // A task of its own, because the library's thread does not survive an asker that goes away.
-        self.runtime.spawn(async move {
-            let _ = reply.send(shared.prompt(&messages).await.map(|prompt| count(prompt.len())));
-        });
-        let waited = self.runtime.block_on(async { tokio::time::timeout(COUNT, answer).await });
-        match waited {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Error::Internal("the count of tokens was given up".into())),
-            Err(_) => Err(Error::Busy {
-                why: "the model is in the middle of a long prompt".into(),
-                retry_after_ms: 5000,
-            }),
-        }
+    /// The library tells what the template makes of a text, but only between two steps. What is said is
+    /// no more than that.
+    fn counter(&self) -> Counter {
+        let tokenizer = self.runtime.block_on(self.pipeline.lock()).tokenizer();
+        let tokenizer = tokenizer.as_ref().map(Arc::downgrade);
+        let estimate = move |messages: &[Message]| {
+            let Some(tokenizer) = tokenizer.as_ref().and_then(Weak::upgrade) else { return Ok(0) };
+            let tokens = |message: &Message| {
+                let encoded = tokenizer.encode_fast(message.text().trim(), false);
+                encoded.map_or(0, |encoded| encoded.len())
+            };
+            Ok(count(messages.iter().map(tokens).sum()))
+        };
+        let (shared, runtime) = (Arc::downgrade(&self.shared), self.runtime.handle().clone());
+        let exact = move |messages: Vec<Message>| -> BoxFuture<'static, Result<u32, Error>> {
+            let shared = shared.clone();
+            // A task of its own, because the library's thread does not survive an asker that goes away.
+            let counted = runtime.spawn(async move {
+                let shared = shared.upgrade().ok_or_else(not_loaded)?;
+                shared.prompt(&messages).await.map(|prompt| count(prompt.len()))
+            });
+            Box::pin(async { counted.await.map_err(|_| not_loaded())? })
+        };
+        Counter { estimate: Arc::new(estimate), exact: Some(Arc::new(exact)) }
     }
 }
 

@@ -67,7 +67,7 @@ async fn a_closed_gate_ends_those_who_wait() {
 async fn those_who_waited_for_what_failed_are_told() {
     let queue = queue(Gate::Paused, 1, 2);
     let waiting = queue.enter(1, "a", Priority::Normal).unwrap().turn(|_| {});
-    queue.refuse_waiting(&Error::ShuttingDown);
+    queue.refuse_waiting(Priority::Interactive, &Error::ShuttingDown);
     let later = queue.enter(2, "a", Priority::Normal).unwrap().turn(|_| {});
     queue.set_gate(Gate::Open);
     assert_eq!(waiting.await.err(), Some(Error::ShuttingDown));
@@ -94,6 +94,7 @@ async fn the_most_urgent_goes_first() {
     tokio::pin!(background, normal, interactive);
     assert!(futures::poll!(&mut background).is_pending());
     assert!(futures::poll!(&mut normal).is_pending());
+    assert!(futures::poll!(&mut interactive).is_pending());
     queue.set_gate(Gate::Open);
     assert!(futures::poll!(&mut background).is_pending());
     assert!(futures::poll!(&mut normal).is_pending());
@@ -144,7 +145,7 @@ fn waiting_makes_more_urgent() {
     let after = |seconds| since + Duration::from_secs(seconds);
     let waiting = |priority| {
         let (id, user, client, asked) = (1, "a".into(), Client::default(), priority);
-        Waiting { id, user, client, asked, priority, since, refused: None }
+        Waiting { id, user, client, asked, priority, since, ready: true, refused: None }
     };
     let rank = |priority, seconds| waiting(priority).rank(None, after(seconds));
     assert!(rank(Priority::Normal, 0) < rank(Priority::Background, 29));
@@ -204,12 +205,21 @@ async fn who_was_served_last_waits_for_the_other() {
     let other = queue.enter(3, "b", Priority::Normal).unwrap();
     let positions = [2, 3].map(|id| queue.lock().position(id));
     assert_eq!(positions, [1, 0]);
-    drop(first);
     let (second, other) = (second.turn(|_| {}), other.turn(|_| {}));
     tokio::pin!(second, other);
+    assert!(futures::poll!(&mut other).is_pending());
+    drop(first);
     assert!(futures::poll!(&mut second).is_pending());
     drop(other.await.unwrap());
     drop(second.await.unwrap());
+}
+
+#[tokio::test]
+async fn who_is_not_ready_holds_up_nobody() {
+    let queue = queue(Gate::Open, 1, 16);
+    let first = queue.enter(1, "a", Priority::Interactive).unwrap();
+    drop(queue.enter(2, "b", Priority::Background).unwrap().turn(|_| {}).await.unwrap());
+    drop(first.turn(|_| {}).await.unwrap());
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +48,12 @@ pub(super) fn write(dir: &Path, id: &str, stored: Option<&Stored>) -> io::Result
             removed => removed?,
         },
         Some(stored) => {
-            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            if !dir.exists() {
+                DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+                if let Some(parent) = dir.parent() {
+                    File::open(parent)?.sync_all()?;
+                }
+            }
             let fresh = dir.join(format!("{id}.new"));
             let mut open = OpenOptions::new();
             let mut file = open.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
@@ -61,8 +66,8 @@ pub(super) fn write(dir: &Path, id: &str, stored: Option<&Stored>) -> io::Result
     File::open(dir)?.sync_all()
 }
 
-/// Every session that was kept, up to the configured number.
-pub(super) fn read_all(settings: &SessionSettings) -> Vec<(String, Stored)> {
+/// Every session that was kept, up to the configured number, and how long ago.
+pub(super) fn read_all(settings: &SessionSettings) -> Vec<(String, Stored, Duration)> {
     let mut all = Vec::new();
     if settings.dir.as_os_str().is_empty() {
         return all;
@@ -90,7 +95,7 @@ pub(super) fn read_all(settings: &SessionSettings) -> Vec<(String, Stored)> {
             break;
         }
         match read(&path) {
-            Ok(stored) => all.push((id.to_owned(), stored)),
+            Ok((stored, age)) => all.push((id.to_owned(), stored, age)),
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "the session is damaged");
             }
@@ -103,11 +108,14 @@ fn is_id(name: &str) -> bool {
     name.len() == 16 && name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
-fn read(path: &Path) -> io::Result<Stored> {
+fn read(path: &Path) -> io::Result<(Stored, Duration)> {
     let mut text = Vec::new();
-    File::open(path)?.take(LARGEST).read_to_end(&mut text)?;
+    let file = File::open(path)?;
+    // A clock that was set back, or a device without one, makes it fresh.
+    let age = SystemTime::now().duration_since(file.metadata()?.modified()?).unwrap_or_default();
+    file.take(LARGEST).read_to_end(&mut text)?;
     let format: Format = serde_json::from_slice(&text)?;
-    format.try_into()
+    Ok((format.try_into()?, age))
 }
 
 impl From<&Stored> for Format {
@@ -177,7 +185,15 @@ mod tests {
         let id = "0123456789abcdef";
         write(&dir, id, None).unwrap();
         write(&dir, id, Some(&stored())).unwrap();
-        assert_eq!(read_all(&settings(&dir)), [(id.to_owned(), stored())]);
+        let [(name, read, age)] = &read_all(&settings(&dir))[..] else { panic!("one") };
+        assert_eq!((name.as_str(), read), (id, &stored()));
+        assert!(*age < Duration::from_secs(600));
+        let file = File::options().write(true).open(dir.join(format!("{id}.json"))).unwrap();
+        let hour = Duration::from_secs(3600);
+        file.set_modified(SystemTime::now() - hour).unwrap();
+        assert!(read_all(&settings(&dir))[0].2 >= hour);
+        file.set_modified(SystemTime::now() + hour).unwrap();
+        assert_eq!(read_all(&settings(&dir))[0].2, Duration::ZERO, "the clock was set back");
         for (path, mode) in [(dir.clone(), 0o700), (dir.join(format!("{id}.json")), 0o600)] {
             assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, mode);
         }
@@ -196,7 +212,7 @@ mod tests {
         fs::write(dir.join("0000000000000002.json"), [0xff; 100]).unwrap();
         fs::write(dir.join("0000000000000003.new"), "half").unwrap();
         fs::write(dir.join("notes.json"), &whole).unwrap();
-        let read: Vec<_> = read_all(&settings(dir)).into_iter().map(|(id, _)| id).collect();
+        let read: Vec<_> = read_all(&settings(dir)).into_iter().map(|(id, ..)| id).collect();
         assert_eq!(read, ["00000000000000ff"]);
         assert!(!dir.join("0000000000000003.new").exists());
         assert!(dir.join("0000000000000001.json").exists());

@@ -9,6 +9,7 @@
 //! when it finishes, before its reader is told; a request that fails leaves the session as it was.
 
 mod disk;
+mod keeper;
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -16,11 +17,9 @@ use std::hash::BuildHasher as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::runtime;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tokio_util::task::TaskTracker;
 
+use self::keeper::Keeper;
 use crate::engine::Handle;
 use crate::types::{
     Client, Error, Event, Limits, Message, Part, Role, SessionInfo, SessionOptions,
@@ -29,8 +28,6 @@ use crate::types::{
 
 /// A time to live that is longer than this is none.
 const LONGEST_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// How often an engine that is busy is told again of a session that ended.
-const FORGET: Duration = Duration::from_millis(200);
 /// When to ask again for a session that answers.
 const RETRY_MS: u64 = 500;
 
@@ -40,11 +37,7 @@ pub struct Sessions {
     /// Changes when a session comes or goes, or is used.
     changed: watch::Sender<()>,
     engine: Handle,
-    /// Held while a file is written.
-    writing: Mutex<()>,
-    /// What is still to be written, and where it is: an engine's thread may call too.
-    writes: TaskTracker,
-    runtime: runtime::Handle,
+    keeper: Arc<Keeper>,
 }
 
 struct State {
@@ -62,6 +55,8 @@ struct Session {
     transcript: Vec<Message>,
     used: Instant,
     answering: bool,
+    /// It is being removed from disk, and is there for nobody.
+    deleted: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +105,7 @@ impl State {
     fn own(&mut self, client: &Client, id: &str) -> Result<&mut Session, Error> {
         self.sessions
             .get_mut(id)
-            .filter(|session| session.owner.is(client))
+            .filter(|session| session.owner.is(client) && !session.deleted)
             .ok_or_else(|| Error::SessionNotFound { session: id.to_owned() })
     }
 
@@ -129,7 +124,8 @@ impl Sessions {
     /// No sessions yet but the persistent ones. To be called on the runtime that the writes run on.
     pub(super) fn new(engine: Handle, settings: SessionSettings) -> Arc<Self> {
         let mut state = State { settings, sessions: HashMap::new(), next: 1 };
-        for (id, stored) in disk::read_all(&state.settings) {
+        let now = Instant::now();
+        for (id, stored, age) in disk::read_all(&state.settings) {
             let key = state.next;
             state.next += 1;
             state.sessions.insert(
@@ -139,19 +135,23 @@ impl Sessions {
                     owner: Owner::User(stored.owner),
                     ttl: stored.ttl,
                     transcript: stored.transcript,
-                    used: Instant::now(),
+                    used: now.checked_sub(age).unwrap_or(now),
                     answering: false,
+                    deleted: false,
                 },
             );
         }
-        Arc::new(Self {
+        let keeper = Arc::new(Keeper::new());
+        let sessions = Arc::new(Self {
             state: Mutex::new(state),
             changed: watch::Sender::new(()),
             engine,
-            writing: Mutex::default(),
-            writes: TaskTracker::new(),
-            runtime: runtime::Handle::current(),
-        })
+            keeper: Arc::clone(&keeper),
+        });
+        let written = Arc::downgrade(&sessions);
+        let write = move |id: &str| written.upgrade().map_or(Ok(()), |sessions| sessions.write(id));
+        tokio::spawn(async move { keeper.run(write).await });
+        sessions
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -179,7 +179,7 @@ impl Sessions {
     #[must_use]
     pub fn list(&self, client: &Client) -> Vec<SessionInfo> {
         let state = self.lock();
-        let own = state.sessions.iter().filter(|(_, session)| session.owner.is(client));
+        let own = state.sessions.iter().filter(|(_, s)| s.owner.is(client) && !s.deleted);
         let mut list: Vec<_> = own.map(|(id, session)| session.info(id)).collect();
         list.sort_by(|a, b| a.id.cmp(&b.id));
         list
@@ -195,8 +195,12 @@ impl Sessions {
     ) -> Result<SessionInfo, Error> {
         check_turns(&[], &transcript, limits)?;
         let info = self.insert(client, transcript, options)?;
-        if info.persistent {
-            self.keep(&info.id).await.map_err(|error| Error::Internal(error.to_string()))??;
+        if info.persistent
+            && let Err(error) = self.keeper.kept(&info.id).await
+        {
+            let session = self.lock().sessions.remove(&info.id);
+            self.gone(session.map(|session| (info.id, session)));
+            return Err(error);
         }
         Ok(info)
     }
@@ -250,6 +254,7 @@ impl Sessions {
             transcript,
             used: Instant::now(),
             answering: false,
+            deleted: false,
         };
         let info = session.info(&id);
         tracing::info!(session = id, %client, persistent = info.persistent, "session made");
@@ -276,42 +281,63 @@ impl Sessions {
         Ok(self.lock().own(client, id)?.transcript.clone())
     }
 
-    /// Adds messages that nobody answers.
-    pub(super) fn append(
-        self: &Arc<Self>,
+    /// Adds messages that nobody answers. When they could not be written to disk, they are there all the
+    /// same.
+    pub(super) async fn append(
+        &self,
         client: &Client,
         id: &str,
         messages: Vec<Message>,
         limits: &Limits,
     ) -> Result<SessionInfo, Error> {
-        let mut state = self.lock();
-        let session = state.quiet(client, id)?;
-        check_turns(&session.transcript, &messages, limits)?;
-        session.transcript.extend(messages);
-        session.used = Instant::now();
-        let info = session.info(id);
-        drop(state);
-        self.used(id, info.persistent);
+        let info = {
+            let mut state = self.lock();
+            let session = state.quiet(client, id)?;
+            if messages.is_empty() {
+                return Err(Error::invalid("messages", "at least one message"));
+            }
+            check_turns(&session.transcript, &messages, limits)?;
+            session.transcript.extend(messages);
+            session.used = Instant::now();
+            session.info(id)
+        };
+        self.changed.send_replace(());
+        if info.persistent {
+            self.keeper.kept(id).await?;
+        }
         Ok(info)
     }
 
-    /// Ends a session; a request of it goes on, and is kept nowhere.
+    /// Ends a session; a request of it goes on, and is kept nowhere. One that could not be removed from
+    /// disk is still there.
     pub async fn delete(self: &Arc<Self>, client: &Client, id: &str) -> Result<(), Error> {
-        let session = {
+        let persistent = {
             let mut state = self.lock();
-            state.own(client, id)?;
-            state.sessions.remove(id)
+            let session = state.own(client, id)?;
+            session.deleted = true;
+            session.is_persistent()
         };
-        let persistent = session.as_ref().is_some_and(Session::is_persistent);
-        self.gone(session.map(|session| (id.to_owned(), session)));
-        if persistent {
-            self.keep(id).await.map_err(|error| Error::Internal(error.to_string()))??;
-        }
-        Ok(())
+        let (sessions, id) = (Arc::clone(self), id.to_owned());
+        let delete = async move {
+            let removed = if persistent { sessions.keeper.kept(&id).await } else { Ok(()) };
+            let mut state = sessions.lock();
+            if removed.is_err() {
+                if let Some(session) = state.sessions.get_mut(&id) {
+                    session.deleted = false;
+                }
+                return removed;
+            }
+            let session = state.sessions.remove(&id);
+            drop(state);
+            sessions.gone(session.map(|session| (id, session)));
+            Ok(())
+        };
+        // A caller that leaves in the middle leaves nothing half deleted.
+        tokio::spawn(delete).await.map_err(|error| Error::Internal(error.to_string()))?
     }
 
     /// The connection is closed: its sessions end.
-    pub fn left(self: &Arc<Self>, connection: &str) {
+    pub fn left(&self, connection: &str) {
         self.remove(|session| {
             matches!(&session.owner, Owner::Connection { name, .. } if name == connection)
         });
@@ -350,21 +376,21 @@ impl Sessions {
         let key = session.key;
         drop(state);
         self.changed.send_replace(());
-        Ok((Turn { sessions: Arc::clone(self), id: id.to_owned(), key, question }, transcript))
+        let sessions = Arc::clone(self);
+        Ok((Turn { sessions, id: id.to_owned(), key, question, said: false }, transcript))
     }
 
     /// Completes when everything is on disk; for the daemon's stop.
     pub async fn kept(&self) {
-        self.writes.close();
-        self.writes.wait().await;
+        self.keeper.done().await;
     }
 
-    fn remove(self: &Arc<Self>, which: impl Fn(&Session) -> bool) {
+    fn remove(&self, which: impl Fn(&Session) -> bool) {
         let removed: Vec<_> =
             self.lock().sessions.extract_if(|_, session| which(session)).collect();
         for (id, session) in &removed {
             if session.is_persistent() {
-                self.keep(id);
+                self.keeper.keep(id);
             }
         }
         self.gone(removed);
@@ -376,58 +402,31 @@ impl Sessions {
         for (id, session) in sessions {
             any = true;
             tracing::info!(session = id, "session ended");
-            self.forget(session.key);
+            self.engine.forget(session.key);
         }
         if any {
             self.changed.send_replace(());
         }
     }
 
-    /// Has the engine forget a session that ended. One that is too busy to hear of it is told again: what
-    /// was said shall not stay.
-    fn forget(&self, key: u64) {
-        let engine = self.engine.clone();
-        if let Err(Error::Busy { .. }) = engine.forget(key) {
-            self.runtime.spawn(async move {
-                while let Err(Error::Busy { .. }) = engine.forget(key) {
-                    tokio::time::sleep(FORGET).await;
-                }
-            });
-        }
-    }
-
-    /// A session has changed.
-    fn used(self: &Arc<Self>, id: &str, persistent: bool) {
-        self.changed.send_replace(());
-        if persistent {
-            self.keep(id);
-        }
-    }
-
-    /// Brings the disk to how things are by then; the task's result is what came of it.
-    fn keep(self: &Arc<Self>, id: &str) -> JoinHandle<Result<(), Error>> {
-        let (sessions, id) = (Arc::clone(self), id.to_owned());
-        let write = move || {
-            // One after the other, each with what is there by then: the last one is right.
-            let _writing = sessions.writing.lock().unwrap_or_else(PoisonError::into_inner);
-            let state = sessions.lock();
-            let dir = state.settings.dir.clone();
-            let stored = state.sessions.get(&id).and_then(|session| match &session.owner {
-                Owner::User(owner) => Some(disk::Stored {
-                    owner: owner.clone(),
-                    ttl: session.ttl,
-                    transcript: session.transcript.clone(),
-                }),
-                Owner::Connection { .. } => None,
-            });
-            drop(state);
-            disk::write(&dir, &id, stored.as_ref()).map_err(|error| {
-                tracing::error!(session = id, dir = %dir.display(), %error, "not kept on disk");
-                let dir = dir.display();
-                Error::Internal(format!("the session {id} was not written to {dir}: {error}"))
-            })
-        };
-        self.writes.spawn_blocking_on(write, &self.runtime)
+    /// Brings the disk to how things are now. Takes as long as the disk does.
+    fn write(&self, id: &str) -> Result<(), Error> {
+        let state = self.lock();
+        let dir = state.settings.dir.clone();
+        let stored = state.sessions.get(id).and_then(|session| match &session.owner {
+            Owner::User(owner) if !session.deleted => Some(disk::Stored {
+                owner: owner.clone(),
+                ttl: session.ttl,
+                transcript: session.transcript.clone(),
+            }),
+            Owner::User(_) | Owner::Connection { .. } => None,
+        });
+        drop(state);
+        disk::write(&dir, id, stored.as_ref()).map_err(|error| {
+            tracing::error!(session = id, dir = %dir.display(), %error, "not kept on disk");
+            let dir = dir.display();
+            Error::Internal(format!("the session {id} was not written to {dir}: {error}"))
+        })
     }
 }
 
@@ -438,6 +437,8 @@ pub(super) struct Turn {
     /// The session, as the engine knows it.
     pub(super) key: u64,
     question: Vec<Message>,
+    /// Whether the transcript grew.
+    said: bool,
 }
 
 impl Turn {
@@ -452,6 +453,7 @@ impl Turn {
         if let Some(session) = self.sessions.lock().sessions.get_mut(&self.id) {
             session.transcript.extend(question);
             session.transcript.push(answer);
+            self.said = true;
         }
     }
 }
@@ -462,12 +464,15 @@ impl Drop for Turn {
         let Some(session) = state.sessions.get_mut(&self.id) else {
             drop(state);
             // It ended meanwhile, and the engine may keep what this request leaves.
-            return self.sessions.forget(self.key);
+            return self.sessions.engine.forget(self.key);
         };
         session.answering = false;
         session.used = Instant::now();
-        let persistent = session.is_persistent();
+        let changed = self.said && session.is_persistent();
         drop(state);
-        self.sessions.used(&self.id, persistent);
+        self.sessions.changed.send_replace(());
+        if changed {
+            self.sessions.keeper.keep(&self.id);
+        }
     }
 }
