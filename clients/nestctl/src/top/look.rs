@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use nestd_client::v1::{
-    ActiveRequest, GovernorReport, ListRequestsResponse, Priority, RequestState, StatusReport,
+    ActiveRequest, GovernorReport, ListRequestsResponse, RequestState, StatusReport,
 };
 use nestd_client::{Client, Error};
 use serde_json::{Value, json};
@@ -78,14 +78,9 @@ fn request(request: &ActiveRequest) -> Value {
     })
 }
 
-/// The word for a priority.
+/// The word for a request's priority.
 pub fn priority(request: &ActiveRequest) -> &'static str {
-    match request.priority() {
-        Priority::Unspecified => "unknown",
-        Priority::Interactive => "interactive",
-        Priority::Normal => "normal",
-        Priority::Background => "background",
-    }
+    json::priority(request.priority())
 }
 
 /// The word for a request's state.
