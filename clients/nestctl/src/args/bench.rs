@@ -41,7 +41,7 @@ pub struct DaemonArgs {
     /// Stop after so many seconds; what is unanswered then is cancelled [default: 10, without --requests]
     #[arg(long, value_name = "S", value_parser = seconds, conflicts_with = "model")]
     pub duration: Option<f64>,
-    /// Stop after so many requests of all clients together
+    /// Stop after so many answers to all clients together
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "model")]
     pub requests: Option<u64>,
     /// Have each client wait so long after an answer, or between two such numbers
