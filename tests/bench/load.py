@@ -1,6 +1,6 @@
 """What the daemon's APIs cost for each token, and what background work costs interactive requests.
 
-    cargo build --release --workspace --bins --examples
+    cargo build --release --no-default-features -p nestd -p nestctl --bins --example in_process
     python tests/bench/load.py overhead                 gRPC, D-Bus signals and a pipe beside the engine in-process
     python tests/bench/load.py overhead --speed 1000    the same where every token is an event of its own
     python tests/bench/load.py flood                    TTFT of interactive requests, idle and under a flood: simulator
