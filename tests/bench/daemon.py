@@ -17,9 +17,10 @@ import statistics
 import subprocess
 import tempfile
 import time
+import types
 from pathlib import Path
 
-BIN = Path(__file__).parent.parent.parent / "target/release"
+BIN = Path(os.environ.get("CARGO_TARGET_DIR", Path(__file__).parent.parent.parent / "target")) / "release"
 SYSTEM = " ".join(f"Rule {n}: be brief, be kind, and name the source of what you say." for n in range(24))
 QUESTIONS = [
     "What is on the left side of the street, and how far is the next stop of the bus to the harbour?",
@@ -34,16 +35,19 @@ def ask(nestctl, question, system=None):
 
 
 @contextlib.contextmanager
-def running(model, elastic):
-    """A daemon with the model: the command line of its nestctl, and the times to READY and to the loaded model in ms."""
+def running(model=None, elastic="", bus="off", more=""):
+    """A daemon with the model, or with the simulator: the command line of its nestctl, its process, and the times to READY
+    and to the loaded model in ms. `elastic` is for that table, `more` has other tables."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         (folder / "models").mkdir()
-        (folder / "models" / "model.gguf").symlink_to(Path(model).resolve())
+        if model:
+            (folder / "models" / "model.gguf").symlink_to(Path(model).resolve())
         (folder / "nestd.toml").write_text(
-            f"[model]\ndir = '{folder}/models'\ncache_dir = '{folder}/cache'\n[grpc]\nsocket = '{folder}/nestd.sock'\n"
-            f"[dbus]\nbus = 'off'\n[metrics]\nlisten = ''\n[governor]\nenabled = false\n"
-            f"[sessions]\ndir = '{folder}/sessions'\n[elastic]\nspill_dir = '{folder}/kv'\n{elastic}\n"
+            f"[model]\nname = '{'model' if model else 'sim'}'\ndir = '{folder}/models'\ncache_dir = '{folder}/cache'\n"
+            f"[grpc]\nsocket = '{folder}/nestd.sock'\n"
+            f"[dbus]\nbus = '{bus}'\n[metrics]\nlisten = ''\n[governor]\nenabled = false\n"
+            f"[sessions]\ndir = '{folder}/sessions'\n[elastic]\nspill_dir = '{folder}/kv'\n{elastic}\n{more}\n"
         )
         told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         told.bind(str(folder / "notify"))
@@ -57,25 +61,29 @@ def running(model, elastic):
             while "READY=1" not in told.recv(4096).decode():
                 pass
             ready = time.monotonic() - began
+            # Nobody reads what follows, and the daemon is not to wait for that.
+            told.close()
             nestctl = [BIN / "nestctl", "--socket", folder / "nestd.sock"]
             while True:
                 status = json.loads(subprocess.run([*nestctl, "--json", "status"], check=True, stdout=subprocess.PIPE).stdout)
                 if status["state"] == "ready":
                     break
-            yield nestctl, ready * 1e3, (time.monotonic() - began) * 1e3
+            yield types.SimpleNamespace(
+                nestctl=nestctl, process=daemon, ready_ms=ready * 1e3, loaded_ms=(time.monotonic() - began) * 1e3
+            )
         finally:
             daemon.terminate()
             daemon.wait()
 
 
 def start(model, threads):
-    with running(model, f"threads = {threads}") as (nestctl, ready, loaded):
-        alone = ask(nestctl, QUESTIONS[0])
-        first = ask(nestctl, QUESTIONS[0], SYSTEM)
-        after = ask(nestctl, QUESTIONS[1], SYSTEM)
+    with running(model, f"threads = {threads}") as daemon:
+        alone = ask(daemon.nestctl, QUESTIONS[0])
+        first = ask(daemon.nestctl, QUESTIONS[0], SYSTEM)
+        after = ask(daemon.nestctl, QUESTIONS[1], SYSTEM)
     return {
-        "ready_ms": ready,
-        "loaded_ms": loaded,
+        "ready_ms": daemon.ready_ms,
+        "loaded_ms": daemon.loaded_ms,
         "prompt_tokens": alone["usage"]["prompt_tokens"],
         "ttft_ms": alone["timings"]["ttft_us"] / 1e3,
         "with_system_tokens": first["usage"]["prompt_tokens"],

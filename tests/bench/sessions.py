@@ -29,7 +29,8 @@ def ask(nestctl, session, question):
 
 
 def measure(model, way, words):
-    with running(model, WAYS[way]) as (nestctl, _, _):
+    with running(model, WAYS[way]) as daemon:
+        nestctl = daemon.nestctl
         new = subprocess.run([*nestctl, "session", "new"], check=True, stdout=subprocess.PIPE, text=True)
         session = new.stdout.strip()
         first = ask(nestctl, session, " ".join(f"word{n % 97}" for n in range(words)))

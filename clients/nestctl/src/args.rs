@@ -3,6 +3,7 @@
 // The doc comments are what a person reads on the terminal, where backticks have no meaning.
 #![allow(clippy::doc_markdown)]
 
+mod bench;
 mod foreground;
 mod global;
 mod governor;
@@ -14,12 +15,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use nestd_client::v1::Priority;
 
+pub use bench::{BenchArgs, EngineArgs};
 pub use foreground::ForegroundArgs;
 pub use global::{Global, Transport};
 pub use governor::{
     GovernorArgs, GovernorCommand, HoldArgs, ProfileArgs, RecordArgs, SimulateArgs,
 };
-pub use local::{BenchArgs, InspectArgs, ModelCommand, SynthArgs, SynthQuant, SynthSize};
+pub use local::{InspectArgs, ModelCommand, SynthArgs, SynthQuant, SynthSize};
 pub use session::{NewSessionArgs, SessionCommand};
 
 const AFTER_HELP: &str = "\
@@ -56,8 +58,8 @@ Environment:
 /// Talks to nestd, the daemon that serves Gemma 3n on this device.
 ///
 /// Asks the model questions, shows what the daemon does, and loads models at a MatFormer size. Every
-/// command works over gRPC (the daemon's socket) and over D-Bus, but for `model` and `bench`, which
-/// work without the daemon.
+/// command works over gRPC (the daemon's socket) and over D-Bus, but for `model` and `bench --model`,
+/// which work without the daemon.
 #[derive(Parser)]
 #[command(name = "nestctl", version, after_long_help = AFTER_HELP, propagate_version = true)]
 #[command(after_help = "`nestctl --help` has examples and the exit codes.")]
@@ -137,12 +139,18 @@ pub enum Command {
     /// Look into models' files, or write one for measurements; needs no daemon
     #[command(subcommand)]
     Model(ModelCommand),
-    /// Measure how fast a model runs on this machine; needs no daemon
+    /// Put the daemon under load, or measure how fast a model runs in this process
     ///
-    /// Loads the model into this process, reads a random prompt in steps of 128 tokens, and makes
-    /// tokens greedily. The memory's bandwidth is measured in the same run, as decode can be no faster
-    /// than the weights are read.
-    #[command(after_help = "Examples:\n  nestctl bench --model model.gguf\n  \
+    /// Without --model: many clients ask the daemon, and what they saw is told for each priority: how
+    /// requests ended, how long the first token took (TTFT), what passed between tokens, how long they
+    /// waited in the queue. What is refused is asked again when the daemon says so.
+    ///
+    /// With --model: loads the model into this process, reads a random prompt in steps of 128 tokens, and
+    /// makes tokens greedily. The memory's bandwidth is measured in the same run, as decode can be no
+    /// faster than the weights are read.
+    #[command(after_help = "Examples:\n  \
+        nestctl bench --clients 8 --priority interactive=1,background=3 --duration 60\n  \
+        nestctl --dbus bench --fd --prompt-tokens 16..512 --max-tokens 32..256 --requests 100\n  \
         nestctl bench --model model.gguf --size E2B --prompt-tokens 512 --threads 4\n  \
         nestctl --json bench --model model.gguf --switch-every 8 | jq .switches")]
     Bench(BenchArgs),
@@ -364,7 +372,10 @@ mod tests {
         let Command::Bench(args) = parse(&["bench", "--model", "m"]).command else {
             panic!("not bench")
         };
-        assert_eq!((args.prompt_tokens, args.max_tokens, args.repeat), (128, 64, 3));
+        assert_eq!(
+            (args.prompt_tokens, args.max_tokens, args.engine.repeat),
+            (128..=128, 64..=64, 3)
+        );
         for wrong in [
             &["model"][..],
             &["model", "inspect"],
@@ -372,6 +383,8 @@ mod tests {
             &["model", "synth", "--size", "E3B", "--out", "m"],
             &["bench", "--model", "m", "--switch-to", "E2B"],
             &["bench", "--model", "m", "--switch-every", "0"],
+            &["bench", "--model", "m", "--clients", "2"],
+            &["bench", "--threads", "2"],
         ] {
             assert!(Cli::try_parse_from(["nestctl"].iter().chain(wrong)).is_err(), "{wrong:?}");
         }

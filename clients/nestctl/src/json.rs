@@ -2,8 +2,8 @@
 //! their field names, and enums as the words that D-Bus has for them.
 
 use nestd_client::v1::{
-    FinishReason, Finished, GenerateEvent, Limits, Logprob, Model, State, StatusReport, Text,
-    Timings, TokenLogprobs, Usage, generate_event::Event,
+    FinishReason, Finished, GenerateEvent, Limits, Logprob, Model, Priority, State, StatusReport,
+    Text, Timings, TokenLogprobs, Usage, generate_event::Event,
 };
 use serde_json::{Map, Value, json};
 
@@ -27,6 +27,16 @@ pub fn reason(reason: FinishReason) -> &'static str {
         FinishReason::Length => "length",
         FinishReason::Cancelled => "cancelled",
         FinishReason::Deadline => "deadline",
+    }
+}
+
+/// The word for a priority.
+pub fn priority(priority: Priority) -> &'static str {
+    match priority {
+        Priority::Unspecified => "unknown",
+        Priority::Interactive => "interactive",
+        Priority::Normal => "normal",
+        Priority::Background => "background",
     }
 }
 

@@ -46,7 +46,7 @@ fn run(global: &Global, command: Command) -> Result<(), Problem> {
         Command::Completions(args) => return generate::completions(&args, &mut screen),
         Command::Man(args) => return generate::man(&args, &mut screen),
         Command::Model(command) => return model::run(&command, &mut screen),
-        Command::Bench(args) => return bench::bench(&args, &mut screen),
+        Command::Bench(ref args) if bench::local(args, &mut screen)? => return Ok(()),
         Command::Governor(ref args) if governor::local(args.command.as_ref(), &mut screen)? => {
             return Ok(());
         }
@@ -63,6 +63,7 @@ fn run(global: &Global, command: Command) -> Result<(), Problem> {
             Command::Chat(args) => chat::chat(&connect(global).await?, args, &mut screen).await,
             Command::Top(args) => top::top(global, args, &mut screen).await,
             Command::Eval(args) => eval::eval(&connect(global).await?, args, &mut screen).await,
+            Command::Bench(args) => bench::daemon::bench(global, args, &mut screen).await,
             command => tokio::select! {
                 result = perform(global, command, &mut screen) => result,
                 _ = tokio::signal::ctrl_c() => Err(Problem::Interrupted),

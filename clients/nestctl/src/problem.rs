@@ -87,10 +87,8 @@ impl Problem {
     pub fn json(&self, global: &Global) -> Value {
         let (reason, details) = match self {
             Self::Client(error) | Self::At(_, error) => match error {
-                Error::Failed(failure) => (failure.reason.as_str_name(), json!(failure.details)),
-                Error::Unreachable(_) => ("UNREACHABLE", json!({})),
-                Error::Disconnected(_) => ("DISCONNECTED", json!({})),
-                Error::Unexpected(_) => ("UNEXPECTED", json!({})),
+                Error::Failed(failure) => (reason(error), json!(failure.details)),
+                _ => (reason(error), json!({})),
             },
             Self::Usage(_) => ("USAGE", json!({})),
             Self::Io(_) | Self::Closed => ("IO", json!({})),
@@ -113,6 +111,16 @@ impl Problem {
             Self::Closed => 0,
             Self::Interrupted => 130,
         }
+    }
+}
+
+/// The word for a failure.
+pub fn reason(error: &Error) -> &'static str {
+    match error {
+        Error::Failed(failure) => failure.reason.as_str_name(),
+        Error::Unreachable(_) => "UNREACHABLE",
+        Error::Disconnected(_) => "DISCONNECTED",
+        Error::Unexpected(_) => "UNEXPECTED",
     }
 }
 

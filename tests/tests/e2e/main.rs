@@ -5,6 +5,7 @@
 mod access;
 mod ahead;
 mod answers;
+mod bench;
 mod cancel;
 mod contract;
 mod elastic;

@@ -1,4 +1,4 @@
-//! The commands that need no daemon: models' files, and measuring on this machine.
+//! The commands that need no daemon: models' files.
 
 use std::path::PathBuf;
 
@@ -92,40 +92,6 @@ pub enum SynthQuant {
     F16,
 }
 
-#[derive(Args)]
-pub struct BenchArgs {
-    /// What computes
-    #[arg(long, value_enum, default_value_t = Engine::Elastic)]
-    pub engine: Engine,
-    /// The model's file
-    #[arg(long, value_name = "FILE")]
-    pub model: PathBuf,
-    /// Random tokens to read first
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = tokens())]
-    pub prompt_tokens: u32,
-    /// Tokens to make
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = tokens())]
-    pub max_tokens: u32,
-    /// The MatFormer size [default: the largest]
-    #[arg(long, value_name = "NAME")]
-    pub size: Option<String>,
-    /// What keys and values are stored as
-    #[arg(long, value_enum, default_value_t)]
-    pub kv: Kv,
-    /// Computing threads, 0 for one a core
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1024))]
-    pub threads: u32,
-    /// Measure this many times
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub repeat: u32,
-    /// Switch to the other size, and back, after this many tokens
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub switch_every: Option<u32>,
-    /// The other size [default: the smallest]
-    #[arg(long, value_name = "NAME", requires = "switch_every")]
-    pub switch_to: Option<String>,
-}
-
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Kv {
     /// 16 bits
@@ -143,12 +109,6 @@ impl From<Kv> for Store {
             Kv::Q8_0 => Self::Q8_0,
         }
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Engine {
-    /// Nestd's own engine, in this process
-    Elastic,
 }
 
 /// A number of tokens.

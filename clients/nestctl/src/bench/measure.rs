@@ -8,8 +8,8 @@ use nestd_elastic::kv::{SLACK, Sequence, Shape};
 use nestd_elastic::model::Model;
 use nestd_elastic::pool::Pool;
 
-use super::{Rung, count};
-use crate::args::BenchArgs;
+use super::random::Random;
+use super::{Rung, Task, count};
 use crate::render::Screen;
 
 /// The first token that is text in Gemma's vocabulary.
@@ -39,12 +39,12 @@ pub struct Bench<'m> {
     rungs: &'m [Rung],
     runner: Runner,
     shape: Shape,
-    random: u64,
+    random: Random,
 }
 
 impl<'m> Bench<'m> {
     pub fn new(model: &'m Model, rungs: &'m [Rung], pool: Pool, shape: Shape) -> Self {
-        Self { model, rungs, runner: Runner::new(pool, None), shape, random: 1 }
+        Self { model, rungs, runner: Runner::new(pool, None), shape, random: Random::new(1) }
     }
 
     pub fn threads(&self) -> usize {
@@ -54,12 +54,12 @@ impl<'m> Bench<'m> {
     /// Holds one conversation. `told` is told how many tokens were read and made.
     pub fn run(
         &mut self,
-        args: &BenchArgs,
+        task: &Task<'_>,
         screen: &mut Screen,
         told: impl Fn(usize, &mut Screen),
     ) -> Result<Run> {
         let mut sequence = Sequence::new(&self.shape);
-        let prompt: Vec<u32> = (0..args.prompt_tokens).map(|_| self.random_token()).collect();
+        let prompt: Vec<u32> = (0..task.prompt_tokens).map(|_| self.random_token()).collect();
         let start = Instant::now();
         let mut token = 0;
         for chunk in prompt.chunks(SLACK) {
@@ -70,8 +70,8 @@ impl<'m> Bench<'m> {
         }
         let mut run = Run { ttft: start.elapsed().as_secs_f64(), tokens: Vec::new() };
         let mut before = 0;
-        for index in 1..count(args.max_tokens) {
-            let rung = args.switch_every.map_or(0, |every| index / count(every) % 2);
+        for index in 1..count(task.max_tokens) {
+            let rung = task.options.switch_every.map_or(0, |every| index / count(every) % 2);
             let start = Instant::now();
             token = self.step(rung, &mut sequence, &[token], Logits::Last)?;
             let seconds = start.elapsed().as_secs_f64();
@@ -99,15 +99,9 @@ impl<'m> Bench<'m> {
 
     /// A token of text, so that the rows of the tables are read as those of a real prompt are.
     fn random_token(&mut self) -> u32 {
-        // The generator SplitMix64.
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
         let vocabulary = self.model.vocabulary();
         let first = if vocabulary > FIRST_TEXT { FIRST_TEXT } else { 0 };
         let among = (vocabulary - first).max(1) as u64;
-        u32::try_from(first as u64 + z % among).unwrap_or(0)
+        u32::try_from(first as u64 + self.random.next() % among).unwrap_or(0)
     }
 }

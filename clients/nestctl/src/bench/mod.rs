@@ -1,11 +1,16 @@
-//! `nestctl bench`: how fast a model runs in this process, and how much of the memory's bandwidth that
-//! uses. What is measured is what the daemon does for one conversation, without the daemon.
+//! `nestctl bench --model`: how fast a model runs in this process, and how much of the memory's bandwidth
+//! that uses. What is measured is what the daemon does for one conversation, without the daemon.
+//! `daemon` is `nestctl bench` without a model.
 
 mod bandwidth;
+pub mod daemon;
 mod figures;
 mod measure;
+mod random;
 mod report;
 
+use std::ops::RangeInclusive;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nestd_elastic::error::Error;
@@ -19,7 +24,7 @@ use nestd_elastic::pool::{Pool, Settings};
 use nestd_elastic::residency::Resident;
 use nestd_elastic::sizes::{Size, Slice};
 
-use crate::args::BenchArgs;
+use crate::args::{BenchArgs, EngineArgs};
 use crate::machine;
 use crate::model::problem;
 use crate::problem::Problem;
@@ -50,30 +55,49 @@ pub struct Measured {
     pub bandwidth: f64,
 }
 
-/// Measures, and shows the figures.
-pub fn bench(args: &BenchArgs, screen: &mut Screen) -> Result<(), Problem> {
-    let measured = measure(args, screen)?;
-    screen.clear();
-    if screen.json {
-        screen.value(&report::json(args, &measured))?;
-    } else {
-        screen.text(&report::text(args, &measured))?;
-    }
-    Ok(())
+/// What to measure.
+struct Task<'a> {
+    model: &'a Path,
+    prompt_tokens: u32,
+    max_tokens: u32,
+    options: &'a EngineArgs,
 }
 
-fn measure(args: &BenchArgs, screen: &mut Screen) -> Result<Measured, Problem> {
-    let wrong = |error: Error| problem(&args.model, &error);
+/// Measures the model and shows the figures, if one is named. False without.
+pub fn local(args: &BenchArgs, screen: &mut Screen) -> Result<bool, Problem> {
+    let Some(model) = &args.model else { return Ok(false) };
+    let one = |range: &RangeInclusive<u32>, option| match (range.start(), range.end()) {
+        (first, last) if first == last => Ok(*first),
+        _ => Err(Problem::Usage(format!("with --model, {option} is one number"))),
+    };
+    let task = Task {
+        model,
+        prompt_tokens: one(&args.prompt_tokens, "--prompt-tokens")?,
+        max_tokens: one(&args.max_tokens, "--max-tokens")?,
+        options: &args.engine,
+    };
+    let measured = measure(&task, screen)?;
+    screen.clear();
+    if screen.json {
+        screen.value(&report::json(&task, &measured))?;
+    } else {
+        screen.text(&report::text(&task, &measured))?;
+    }
+    Ok(true)
+}
+
+fn measure(task: &Task<'_>, screen: &mut Screen) -> Result<Measured, Problem> {
+    let wrong = |error: Error| problem(task.model, &error);
     let start = Instant::now();
-    let model = Model::open(&args.model).map_err(wrong)?;
+    let model = Model::open(task.model).map_err(wrong)?;
     let load = start.elapsed();
-    let ladder = chosen(args, &model)?;
-    let settings = Settings { threads: count(args.threads), ..Settings::default() };
+    let ladder = chosen(task, &model)?;
+    let settings = Settings { threads: count(task.options.threads), ..Settings::default() };
     let pool = || {
         Pool::new(&settings).map_err(|error| Problem::Io(format!("no computing threads: {error}")))
     };
-    let context = count(args.prompt_tokens).saturating_add(count(args.max_tokens));
-    let store = args.kv.into();
+    let context = count(task.prompt_tokens).saturating_add(count(task.max_tokens));
+    let store = task.options.kv.into();
     if store == Store::Q8_0 && !model.config().head_dim.is_multiple_of(32) {
         let problem = "--kv q8_0 takes a model whose heads are a multiple of 32 wide";
         return Err(Problem::Usage(problem.into()));
@@ -84,11 +108,11 @@ fn measure(args: &BenchArgs, screen: &mut Screen) -> Result<Measured, Problem> {
     {
         let mut bench = Bench::new(&model, &ladder, pool()?, shape.clone());
         threads = bench.threads();
-        for run in 1..=args.repeat {
+        for run in 1..=task.options.repeat {
             let told = |tokens: usize, screen: &mut Screen| {
-                screen.progress(&format!("run {run} of {}: {tokens} tokens", args.repeat));
+                screen.progress(&format!("run {run} of {}: {tokens} tokens", task.options.repeat));
             };
-            runs.push(bench.run(args, screen, told).map_err(wrong)?);
+            runs.push(bench.run(task, screen, told).map_err(wrong)?);
         }
     }
     let resident = model
@@ -104,9 +128,9 @@ fn measure(args: &BenchArgs, screen: &mut Screen) -> Result<Measured, Problem> {
 }
 
 /// The size to measure, and the other one where they alternate.
-fn chosen(args: &BenchArgs, model: &Model) -> Result<Vec<Rung>, Problem> {
-    let wrong = |error: Error| problem(&args.model, &error);
-    let sizes = sizes_of(&args.model, model.config()).map_err(wrong)?;
+fn chosen(task: &Task<'_>, model: &Model) -> Result<Vec<Rung>, Problem> {
+    let wrong = |error: Error| problem(task.model, &error);
+    let sizes = sizes_of(task.model, model.config()).map_err(wrong)?;
     let named = |name: &str| {
         sizes.iter().find(|size| size.name == name).ok_or_else(|| {
             let names: Vec<_> = sizes.iter().map(|size| size.name.as_str()).collect();
@@ -114,13 +138,13 @@ fn chosen(args: &BenchArgs, model: &Model) -> Result<Vec<Rung>, Problem> {
         })
     };
     let none = || Problem::Usage("the model has no sizes".into());
-    let first = match &args.size {
+    let first = match &task.options.size {
         Some(name) => named(name)?,
         None => sizes.first().ok_or_else(none)?,
     };
     let mut wanted = vec![first];
-    if args.switch_every.is_some() {
-        let other = match &args.switch_to {
+    if task.options.switch_every.is_some() {
+        let other = match &task.options.switch_to {
             Some(name) => named(name)?,
             None => sizes.last().ok_or_else(none)?,
         };

@@ -1,36 +1,35 @@
-//! What `nestctl bench` prints.
+//! What `nestctl bench --model` prints.
 
 use serde_json::{Value, json};
 
-use super::Measured;
 use super::figures::Sorted;
 use super::measure::Run;
-use crate::args::BenchArgs;
+use super::{Measured, Task};
 use crate::render;
 
 /// The object that `--json` prints; what was not measured is null.
-pub fn json(args: &BenchArgs, measured: &Measured) -> Value {
+pub fn json(task: &Task<'_>, measured: &Measured) -> Value {
     let names: Vec<_> = measured.rungs.iter().map(|rung| rung.name.as_str()).collect();
     let run = |run: &Run| {
-        json!({ "ttft_ms": run.ttft * 1e3, "prefill_tokens_per_s": prefill(args, run),
+        json!({ "ttft_ms": run.ttft * 1e3, "prefill_tokens_per_s": prefill(task, run),
             "decode_tokens_per_s": run.decode() })
     };
     let resident = &measured.resident;
     json!({
         "engine": "elastic",
-        "model": args.model.display().to_string(),
+        "model": task.model.display().to_string(),
         "sizes": names,
         "kernels": measured.kernels,
         "threads": measured.threads,
-        "prompt_tokens": args.prompt_tokens,
-        "max_tokens": args.max_tokens,
+        "prompt_tokens": task.prompt_tokens,
+        "max_tokens": task.max_tokens,
         "load_ms": measured.load.as_secs_f64() * 1e3,
         "ttft_ms": ttft(measured).median(),
-        "prefill_tokens_per_s": prefills(args, measured).median(),
+        "prefill_tokens_per_s": prefills(task, measured).median(),
         "decode_tokens_per_s": decodes(measured).median(),
         "runs": measured.runs.iter().map(run).collect::<Vec<_>>(),
         "between_tokens_ms": percentiles(&measured.between_tokens()),
-        "switches": switches(args, measured),
+        "switches": switches(task, measured),
         "resident_bytes": { "layers": resident.layers, "embedding": resident.embedding,
             "ple": resident.ple, "rest": resident.rest, "total": resident.total() },
         "kv_bytes": measured.kv,
@@ -41,8 +40,8 @@ pub fn json(args: &BenchArgs, measured: &Measured) -> Value {
     })
 }
 
-fn switches(args: &BenchArgs, measured: &Measured) -> Option<Value> {
-    let every = args.switch_every?;
+fn switches(task: &Task<'_>, measured: &Measured) -> Option<Value> {
+    let every = task.options.switch_every?;
     let extra = measured.extra();
     let sizes = measured.rungs.iter().enumerate().map(|(index, rung)| {
         json!({ "size": rung.name, "between_tokens_ms": percentiles(&measured.steady(index)),
@@ -52,18 +51,19 @@ fn switches(args: &BenchArgs, measured: &Measured) -> Option<Value> {
         "sizes": sizes.collect::<Vec<_>>() }))
 }
 
-fn percentiles(values: &Sorted) -> Value {
+/// The object of several times.
+pub fn percentiles(values: &Sorted) -> Value {
     json!({ "p50": values.percentile(50), "p90": values.percentile(90),
         "p99": values.percentile(99), "max": values.most() })
 }
 
 /// What a person reads.
-pub fn text(args: &BenchArgs, measured: &Measured) -> String {
+pub fn text(task: &Task<'_>, measured: &Measured) -> String {
     let names: Vec<_> = measured.rungs.iter().map(|rung| rung.name.as_str()).collect();
     let resident = &measured.resident;
     let mib = |bytes: u64| format!("{} MiB", render::mib(bytes));
     let mut rows = vec![
-        ("model", args.model.display().to_string()),
+        ("model", task.model.display().to_string()),
         ("size", names.join(" and ")),
         ("threads", format!("{}, kernels {}", measured.threads, measured.kernels)),
         ("load", format!("{:.1} ms", measured.load.as_secs_f64() * 1e3)),
@@ -71,15 +71,15 @@ pub fn text(args: &BenchArgs, measured: &Measured) -> String {
             "prefill",
             format!(
                 "{}  ({} tokens)",
-                spread(&prefills(args, measured), "tokens/s"),
-                args.prompt_tokens
+                spread(&prefills(task, measured), "tokens/s"),
+                task.prompt_tokens
             ),
         ),
         ("first token", spread(&ttft(measured), "ms")),
         ("decode", spread(&decodes(measured), "tokens/s")),
         ("between tokens", in_words(&measured.between_tokens())),
     ];
-    if args.switch_every.is_some() {
+    if task.options.switch_every.is_some() {
         for (index, rung) in measured.rungs.iter().enumerate() {
             rows.push(("", format!("{}: {}", rung.name, in_words(&measured.steady(index)))));
         }
@@ -124,12 +124,12 @@ fn in_words(values: &Sorted) -> String {
     format!("p50 {}, p90 {}, p99 {} ms", one(50), one(90), one(99))
 }
 
-fn prefill(args: &BenchArgs, run: &Run) -> f64 {
-    f64::from(args.prompt_tokens) / run.ttft
+fn prefill(task: &Task<'_>, run: &Run) -> f64 {
+    f64::from(task.prompt_tokens) / run.ttft
 }
 
-fn prefills(args: &BenchArgs, measured: &Measured) -> Sorted {
-    Sorted::new(measured.runs.iter().map(|run| prefill(args, run)))
+fn prefills(task: &Task<'_>, measured: &Measured) -> Sorted {
+    Sorted::new(measured.runs.iter().map(|run| prefill(task, run)))
 }
 
 fn ttft(measured: &Measured) -> Sorted {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use nestd_client::v1::{
-    ActiveRequest, GovernorReport, ListRequestsResponse, Priority, RequestState, StatusReport,
+    ActiveRequest, GovernorReport, ListRequestsResponse, RequestState, StatusReport,
 };
 use nestd_client::{Client, Error};
 use serde_json::{Value, json};
@@ -70,24 +70,14 @@ fn request(request: &ActiveRequest) -> Value {
     json!({
         "request_id": request.request_id,
         "client": request.client,
-        "priority": priority(request.priority()),
-        "served_as": priority(request.served_as()),
+        "priority": json::priority(request.priority()),
+        "served_as": json::priority(request.served_as()),
         "state": state(request),
         "prompt_tokens": request.prompt_tokens,
         "completion_tokens": request.completion_tokens,
         "age_ms": request.age_ms,
         "ttft_us": request.ttft_us,
     })
-}
-
-/// The word for a priority.
-pub fn priority(priority: Priority) -> &'static str {
-    match priority {
-        Priority::Unspecified => "unknown",
-        Priority::Interactive => "interactive",
-        Priority::Normal => "normal",
-        Priority::Background => "background",
-    }
 }
 
 /// The word for a request's state.

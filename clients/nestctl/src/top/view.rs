@@ -9,7 +9,7 @@ use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Paragraph, Row, Table, Wrap};
 
-use super::look::{Look, priority, state};
+use super::look::{Look, state};
 use super::rates::Rates;
 use crate::render::{self, clean};
 use crate::{foreground, governor, json};
@@ -211,7 +211,7 @@ fn row(request: &ActiveRequest, rate: String) -> [String; 8] {
     let ttft = if request.ttft_us == 0 { "-".into() } else { milliseconds(request.ttft_us) };
     [
         request.request_id.to_string(),
-        priority(request.served_as()).into(),
+        json::priority(request.served_as()).into(),
         state(request).into(),
         request.completion_tokens.to_string(),
         rate,
