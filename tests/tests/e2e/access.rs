@@ -54,7 +54,9 @@ async fn other_users_watch_and_ask_but_control_nothing() {
         }
     }
     let status = client.status().await.unwrap();
-    assert_eq!((status.state(), status.active_size.as_str()), (State::Ready, "large"));
+    // The governor may take another size where the machine is short of memory; nobody has pinned one.
+    let pin = client.governor().await.unwrap().pin;
+    assert_eq!((status.state(), pin.as_str()), (State::Ready, ""));
 }
 
 #[tokio::test]
