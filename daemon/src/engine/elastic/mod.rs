@@ -14,6 +14,7 @@ mod pages;
 mod prefix;
 mod request;
 mod spill;
+mod vault;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -165,6 +166,8 @@ impl Engine for Elastic {
 
     fn probe(&self) -> Option<Probe> {
         let (model, kv_bytes) = (Arc::downgrade(&self.model), Arc::clone(&self.kv_bytes));
+        let waiting = self.spill.as_ref().map(|spill| Arc::clone(spill.waiting()));
+        let waiting = waiting.unwrap_or_default();
         Some(Arc::new(move || {
             let Some(resident) = model.upgrade().and_then(|model| model.resident().ok()) else {
                 return Vec::new();
@@ -174,7 +177,7 @@ impl Engine for Elastic {
                 ("embedding", resident.embedding),
                 ("ple", resident.ple),
                 ("rest", resident.rest),
-                ("kv", kv_bytes.load(Ordering::Relaxed)),
+                ("kv", kv_bytes.load(Ordering::Relaxed) + waiting.load(Ordering::Relaxed)),
             ]
         }))
     }
