@@ -165,7 +165,7 @@ impl Spill {
     }
 
     /// Whether there is something of a session.
-    pub fn has(&self, session: u64) -> bool {
+    fn has(&self, session: u64) -> bool {
         self.kept.iter().any(|kept| kept.session == session)
     }
 
