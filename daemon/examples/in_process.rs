@@ -59,7 +59,8 @@ async fn main() {
             ..GenerateRequest::default()
         };
         let (sink, mut events) = stream::channel(id.into(), 64 << 20);
-        engine.generate(Job { request, session: None, sink, place: Box::new(()) });
+        let account = String::new();
+        engine.generate(Job { request, account, session: None, sink, place: Box::new(()) });
         while let Some(event) = events.next().await {
             match event {
                 Event::Text(_) => pieces += 1,

@@ -2,77 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::path::Path;
+mod engines;
 
-use futures::{FutureExt, StreamExt};
-use nestd::engine::catalog::Catalog;
-use nestd::engine::{self, Engine, Isq, Job, Plan, Settings, SimSettings, Step, elastic};
-use nestd::stream::{self, Events};
-use nestd::types::{
-    Event, FinishReason, GenerateRequest, Message, Part, Priority, Role, Sampling, Stopping,
-};
+use nestd::engine::Step;
+use nestd::types::{Event, FinishReason, Priority};
 
-/// The demo model's file, or the simulator.
-fn load(model: &str) -> Box<dyn Engine> {
-    let engine = Settings {
-        isq: Isq::None,
-        context_tokens: 2048,
-        parallel_requests: 4,
-        elastic: elastic::Settings::default(),
-        cache_dir: std::env::temp_dir(),
-        sim: SimSettings {
-            load_ms: 0,
-            tokens_per_s: 1e6,
-            prefill_tokens_per_s: 1e6,
-            elastic: true,
-        },
-    };
-    let settings = engine.clone();
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
-    let entry = Catalog { dir, sim: true, prefer: None, engine }.find(model).unwrap();
-    let info = entry.info.unwrap();
-    let size = info.sizes[0].name.clone();
-    let plan = Plan { model: entry.model, path: entry.path, written: None, info, size, settings };
-    engine::load(&plan, &|_| {}).unwrap()
-}
-
-fn request(words: usize, priority: Priority) -> GenerateRequest {
-    let text = "word ".repeat(words);
-    GenerateRequest {
-        messages: vec![Message { role: Role::User, parts: vec![Part::Text(text)] }],
-        // All tokens may be drawn, so that one that ends the answer seldom is.
-        sampling: Sampling {
-            temperature: Some(2.0),
-            top_k: Some(1000),
-            top_p: Some(1.0),
-            seed: Some(7),
-            ..Sampling::default()
-        },
-        stopping: Stopping { max_tokens: 400, ..Stopping::default() },
-        priority,
-        ..GenerateRequest::default()
-    }
-}
-
-fn start(engine: &mut dyn Engine, id: u64, request: GenerateRequest) -> Events {
-    let (sink, events) = stream::channel(id, 1 << 20);
-    engine.start(Job { request, session: None, sink, place: Box::new(()) });
-    events
-}
-
-/// What has come so far: tokens of the prompt that were read, pieces of text, and the last event.
-fn seen(events: &mut Events) -> (u32, usize, Option<Event>) {
-    let (mut read, mut texts, mut last) = (0, 0, None);
-    while let Some(Some(event)) = events.next().now_or_never() {
-        match &event {
-            Event::Prefill { done_tokens, .. } => read = *done_tokens,
-            Event::Text(_) => texts += 1,
-            _ => {}
-        }
-        last = Some(event);
-    }
-    (read, texts, last)
-}
+use engines::{load, request, seen, start};
 
 fn cancelled(last: Option<Event>) -> u32 {
     match last {

@@ -112,7 +112,7 @@ fn request(text: &str) -> GenerateRequest {
 
 fn start(engine: &mut dyn Engine, request: GenerateRequest) -> Events {
     let (sink, events) = stream::channel(1, 1 << 20);
-    engine.start(Job { request, session: None, sink, place: Box::new(()) });
+    engine.start(Job { request, account: String::new(), session: None, sink, place: Box::new(()) });
     events
 }
 
@@ -342,7 +342,13 @@ fn a_reader_that_goes_ends_its_answer(engine: &mut dyn Engine) {
     let (sink, mut events) = stream::channel(1, 1 << 20);
     let mut long = request("Count to a thousand.");
     long.stopping.max_tokens = 400;
-    engine.start(Job { request: long, session: None, sink, place: Box::new(Gone(gone)) });
+    engine.start(Job {
+        request: long,
+        account: String::new(),
+        session: None,
+        sink,
+        place: Box::new(Gone(gone)),
+    });
     while !matches!(
         futures::executor::block_on(events.next()),
         Some(Event::Text(_) | Event::Finished(_))

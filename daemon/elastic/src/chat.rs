@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::gguf::{Array, Header, Value};
 use crate::model::Model;
 use crate::text::template::{self, Template};
-use crate::text::tokenizer::{Tokenizer, Vocabulary};
+use crate::text::tokenizer::{MAX_ENTRIES, Tokenizer, Vocabulary};
 
 /// The text side of a model.
 pub struct Chat {
@@ -70,10 +70,10 @@ fn tokenizer(header: &Header<'_>) -> Result<Tokenizer> {
         let value = header.value(&format!("tokenizer.ggml.{key}_token_id"));
         value.and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok())
     };
-    let scores: Vec<f32> =
-        list("scores")?.scalars().filter_map(Value::as_f64).map(narrow).collect();
-    let kinds: Vec<u32> = list("token_type")?
-        .scalars()
+    // A file of holes may claim any number of them.
+    let numbers = |key| Ok::<_, Error>(list(key)?.scalars().take(MAX_ENTRIES + 1));
+    let scores: Vec<f32> = numbers("scores")?.filter_map(Value::as_f64).map(narrow).collect();
+    let kinds: Vec<u32> = numbers("token_type")?
         .filter_map(|kind| kind.as_u64().and_then(|kind| u32::try_from(kind).ok()))
         .collect();
     let space = header.value("tokenizer.ggml.add_space_prefix").and_then(Value::as_bool);

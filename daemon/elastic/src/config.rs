@@ -196,7 +196,8 @@ impl<'a> Keys<'_, 'a> {
     fn widths(&self, layers: usize) -> Result<Vec<usize>> {
         let key = "feed_forward_length";
         let values: Vec<Value<'_>> = match self.value(key)? {
-            Value::Array(array) => Array::scalars(&array).collect(),
+            // One more than there may be is as wrong as any number.
+            Value::Array(array) => Array::scalars(&array).take(layers + 1).collect(),
             value => vec![value; layers],
         };
         let widths: Option<Vec<usize>> = values

@@ -61,8 +61,8 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.place.end.store(0, Ordering::Relaxed);
-        self.place.start.store(0, Ordering::Relaxed);
+        // An end of 0 is in front of every start.
+        self.place.end.store(0, Ordering::Release);
         self.place.taken.store(false, Ordering::Release);
     }
 }
@@ -92,8 +92,9 @@ extern "C" fn on_sigbus(
     unsafe {
         let address = (*info).si_addr() as usize;
         for place in &TABLE {
-            let range = place.start.load(Ordering::Relaxed)..place.end.load(Ordering::Acquire);
-            if range.contains(&address) {
+            // The end first: whoever sees it sees its start, too.
+            let end = place.end.load(Ordering::Acquire);
+            if (place.start.load(Ordering::Relaxed)..end).contains(&address) {
                 let page = PAGE.load(Ordering::Relaxed);
                 let mapped = libc::mmap(
                     (address / page * page) as *mut libc::c_void,

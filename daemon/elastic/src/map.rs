@@ -30,9 +30,10 @@ pub struct Mapping {
     path: PathBuf,
     file: File,
     opened: Identity,
-    map: Mmap,
-    /// Its place among the mappings that the SIGBUS handler knows. Dropped before the file is unmapped.
+    /// Its place among the mappings that the SIGBUS handler knows. In front of the mapping, so that it is
+    /// dropped before the file is unmapped.
     guard: fault::Guard,
+    map: Mmap,
 }
 
 /// What must stay as it was when the file was opened.
@@ -65,7 +66,7 @@ impl Mapping {
         let map = unsafe { MmapOptions::new().map(&file) }.map_err(io)?;
         let guard =
             fault::watch(map.as_ptr() as usize..map.as_ptr() as usize + map.len()).map_err(io)?;
-        Ok(Self { path: path.to_owned(), file, opened, map, guard })
+        Ok(Self { path: path.to_owned(), file, opened, guard, map })
     }
 
     /// Where the file is.

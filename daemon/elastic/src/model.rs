@@ -3,6 +3,7 @@
 //! Matrices stay where they are. Vectors (norms, `AltUp`'s small tables) are a few hundred KB and are
 //! copied out as f32.
 
+use std::cell::Cell;
 use std::path::Path;
 
 use crate::config::Config;
@@ -13,6 +14,10 @@ use crate::map::Mapping;
 use crate::sidefile::SideFile;
 use crate::sizes::{Size, Slice};
 use crate::tensor::Matrix;
+
+/// Values of all vectors together, many times those of any model. A file of holes may claim more than there
+/// is memory.
+const MAX_COPIED: usize = 1 << 25;
 
 /// A model that can be run.
 pub struct Model {
@@ -77,7 +82,13 @@ impl Model {
         let map = Mapping::open(path)?;
         let header = Header::read(map.bytes())?;
         let config = Config::read(&header)?;
-        let weights = Find { header: &header, file: map.bytes(), config: &config }.weights()?;
+        let find = Find {
+            header: &header,
+            file: map.bytes(),
+            config: &config,
+            left: Cell::new(MAX_COPIED),
+        };
+        let weights = find.weights()?;
         drop(header);
         // What is read a row here and a row there shall not pull in its neighbours.
         map.expect_random(&range(&weights.ple_table));
@@ -173,6 +184,8 @@ struct Find<'h, 'a> {
     header: &'h Header<'a>,
     file: &'a [u8],
     config: &'h Config,
+    /// Values that may still be copied.
+    left: Cell<usize>,
 }
 
 impl Find<'_, '_> {
@@ -201,6 +214,8 @@ impl Find<'_, '_> {
 
     fn small(&self, name: &str, rows: usize, cols: usize) -> Result<Vec<f32>> {
         let tensor = self.matrix(name, rows, cols)?;
+        let left = self.left.get().checked_sub(rows * cols);
+        self.left.set(left.ok_or_else(|| Error::format(name, "the vectors are too large"))?);
         let mut values = vec![0.0; rows * cols];
         kernels::dequantize(tensor.kind, tensor.bytes(self.file), &mut values);
         if values.iter().all(|value: &f32| value.is_finite()) {

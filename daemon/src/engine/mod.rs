@@ -101,6 +101,8 @@ impl Default for Constraints {
 pub struct Job {
     /// What to do.
     pub request: GenerateRequest,
+    /// Whose it is: nobody else may learn from a cache what was said.
+    pub account: String,
     /// The session that it belongs to: its KV cache is worth keeping for the next request.
     pub session: Option<u64>,
     /// Where the events go. Its `cancelled` token ends the job: drop the sink then.

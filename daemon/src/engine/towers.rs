@@ -43,7 +43,11 @@ fn make(model: &str, checkpoint: &Checkpoint, cache_dir: &Path) -> io::Result<Pa
     let unfinished = cache_dir.join(format!(".{name}.{}", std::process::id()));
     let _ = fs::remove_dir_all(&unfinished);
     fs::create_dir(&unfinished)?;
-    let made = fill(&unfinished, checkpoint).and_then(|()| fs::rename(&unfinished, &folder));
+    // A folder that is there is taken to be whole, after a power cut too.
+    let made = fill(&unfinished, checkpoint)
+        .and_then(|()| sync(&unfinished))
+        .and_then(|()| fs::rename(&unfinished, &folder))
+        .and_then(|()| sync(cache_dir));
     if let Err(error) = made {
         let _ = fs::remove_dir_all(&unfinished);
         // Someone else may have been quicker.
@@ -51,6 +55,11 @@ fn make(model: &str, checkpoint: &Checkpoint, cache_dir: &Path) -> io::Result<Pa
     }
     remove_older(model, &name, cache_dir);
     Ok(folder)
+}
+
+/// Brings the names in a folder to the disk.
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 fn fill(folder: &Path, checkpoint: &Checkpoint) -> io::Result<()> {

@@ -42,7 +42,7 @@ pub fn write(path: &Path, size: Option<&str>) -> io::Result<()> {
             removed => removed?,
         },
         Some(size) => {
-            fs::create_dir_all(folder)?;
+            make(folder)?;
             let fresh = path.with_extension("new");
             let mut file = File::create(&fresh)?;
             writeln!(file, "size = \"{size}\"")?;
@@ -54,6 +54,17 @@ pub fn write(path: &Path, size: Option<&str>) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// Makes a folder and those that it lies in, names on disk included.
+fn make(folder: &Path) -> io::Result<()> {
+    if folder.as_os_str().is_empty() || folder.is_dir() {
+        return Ok(());
+    }
+    let parent = folder.parent().unwrap_or(Path::new(""));
+    make(parent)?;
+    fs::create_dir(folder)?;
+    File::open(Path::new(".").join(parent))?.sync_all()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,7 +72,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_damage_is_no_pin() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state/pin.toml");
+        let path = folder.path().join("state/of/it/pin.toml");
         assert_eq!(read(&path), None);
         write(&path, None).unwrap();
         write(&path, Some("E2B")).unwrap();

@@ -263,12 +263,12 @@ impl Service {
             // It waits for the model, however soon that is there.
             sink.loading(0.0);
         }
-        let quotas = Arc::clone(&self.quotas);
+        let (quotas, charged) = (Arc::clone(&self.quotas), account.clone());
         sink.charge(Box::new(move |prompt_tokens, completion_tokens| {
             let taken = Taken { prompt_tokens, completion_tokens };
-            quotas.charge(&account, taken, Instant::now());
+            quotas.charge(&charged, taken, Instant::now());
         }));
-        tokio::spawn(Arc::clone(self).run(request, session, sink, ticket, active));
+        tokio::spawn(Arc::clone(self).run(request, account, session, sink, ticket, active));
         self.wake();
         Ok(events)
     }
@@ -307,6 +307,7 @@ impl Service {
     async fn run(
         self: Arc<Self>,
         mut request: GenerateRequest,
+        account: String,
         session: Option<u64>,
         sink: Sink,
         ticket: Ticket,
@@ -334,7 +335,8 @@ impl Service {
                 request.priority = running.priority();
                 self.serve_as(active.id, request.priority);
                 let place: (Running, Active) = (running, active);
-                self.engine.generate(Job { request, session, sink, place: Box::new(place) });
+                let place = Box::new(place);
+                self.engine.generate(Job { request, account, session, sink, place });
             }
             Err(error) => sink.fail(error),
         }

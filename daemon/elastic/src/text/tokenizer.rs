@@ -17,7 +17,7 @@ pub use super::decoder::Decoder;
 use super::merge::{Merger, character_len};
 use super::pieces::Pieces;
 use super::vocab::{END_OF_TURN, SPACE};
-pub use super::vocab::{Error, Kind, Vocabulary};
+pub use super::vocab::{Error, Kind, MAX_ENTRIES, Vocabulary};
 
 /// What control tokens are that are written in a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! A vocabulary as a model's file has it, and why one is refused.
 
 /// More entries than this are no vocabulary.
-pub(super) const MAX_ENTRIES: usize = 1 << 22;
+pub const MAX_ENTRIES: usize = 1 << 22;
 /// No piece is longer than this many bytes.
 pub(super) const MAX_PIECE: usize = 1024;
 /// The character that stands for a space.

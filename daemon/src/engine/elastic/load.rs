@@ -7,7 +7,7 @@ use nestd_elastic::chat::{Chat, Sampling};
 use nestd_elastic::error::Error as Problem;
 use nestd_elastic::forward::Runner;
 use nestd_elastic::gguf::Header;
-use nestd_elastic::kv::Store;
+use nestd_elastic::kv::{Shape, Store};
 use nestd_elastic::ladder;
 use nestd_elastic::model::Model;
 use nestd_elastic::need::need;
@@ -112,8 +112,9 @@ pub fn inspect(
 ) -> Result<ModelInfo, Error> {
     let invalid = |problem: Problem| invalid(model, &problem);
     let settings = &engine.elastic;
-    // One more: an interactive request runs beside background ones that stand still.
-    let parallel = u64::from(engine.parallel_requests) + 1;
+    // One more: an interactive request runs beside background ones that stand still. And as much as
+    // another's may wait to be written to storage.
+    let parallel = u64::from(engine.parallel_requests) + 1 + u64::from(settings.spill.mib > 0);
     let opened = Model::open(path).map_err(invalid)?;
     let header = Header::read(opened.map().bytes()).map_err(invalid)?;
     let context = context(&opened, engine.context_tokens);
@@ -122,8 +123,9 @@ pub fn inspect(
     for size in sizes {
         let slice = opened.slice(&size).map_err(invalid)?;
         let need = need(&header, opened.config(), &slice, context, settings.store);
-        let kv = need.kv * parallel;
-        let bytes = need.total() - need.kv + kv + (settings.prefix_cache_mib << 20);
+        let kv = need.kv.saturating_mul(parallel);
+        let rest = need.total() - need.kv + (settings.prefix_cache_mib << 20);
+        let bytes = kv.saturating_add(rest);
         infos.push(SizeInfo {
             name: size.name,
             effective_params_b: size.effective_params_b,
@@ -182,7 +184,9 @@ impl Elastic {
         let model = Arc::new(model);
         // The first request need not wait for the disk.
         let pages = Pages::new(&model, &slice);
-        let spill = Spill::start(&settings.spill, &model, settings.store);
+        // As much as one request's caches at the full context may wait for the storage.
+        let backlog = Shape::new(model.config(), context, settings.store).bytes();
+        let spill = Spill::start(&settings.spill, &model, settings.store, backlog);
         Ok(Self {
             loaded,
             model,

@@ -2,8 +2,9 @@
 //!
 //! The engine thread itself computes, with the pool's threads. A step is one pass over the weights: a
 //! chunk of the prompt of the first request that is not done reading, and the next token of every
-//! request that is; background requests stand still while an interactive one runs. So a cancelled request
-//! ends within a token or a chunk, an interactive one begins with the next step, and a change of the size
+//! request that is. Background requests stand still while an interactive one runs, but for one step in
+//! sixteen, in which the prompt that waited longest is read, too: everything ends some day. So a cancelled
+//! request ends within a token or a chunk, an interactive one begins with the next step, and a change of the size
 //! takes effect there too: the KV caches serve all sizes.
 //!
 //! What takes longer than a step has a thread of its own: reading a JSON Schema, reading weights ahead, and
@@ -14,15 +15,17 @@ mod pages;
 mod prefix;
 mod request;
 mod spill;
+mod vault;
+mod waiting;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use nestd_elastic::forward::{Logits, Part, Runner};
-use nestd_elastic::kv::{SLACK, Sequence, Shape, Store};
+use nestd_elastic::kv::{SLACK, Shape, Store};
 use nestd_elastic::model::Model;
 use nestd_elastic::sizes::Slice;
 use nestd_elastic::text::constrain::Constraint;
@@ -35,14 +38,16 @@ use self::pages::Pages;
 use self::prefix::Prefixes;
 use self::request::{Outcome, Running, Start};
 use self::spill::{Away, Spill};
+use self::waiting::{Back, Caches, Waiting};
 use super::{Constraints, Counter, Engine, Job, Probe, Step};
 use crate::types::{Error, GenerateRequest, Loaded, Message, Priority};
 
 /// Prompt tokens in a step when nobody else waits for a token, and when somebody does.
 const CHUNK: usize = SLACK;
 const SHARED_CHUNK: usize = 32;
-/// While an interactive request runs, background ones take part in one step of so many: they end some day.
-const BACKGROUND_STEP: u32 = 16;
+/// In one step of so many background requests take part whatever else runs, and the prompt that waited
+/// longest is read: they end some day.
+const FAIR_STEP: u64 = 16;
 /// Threads that read schemas: as many as requests may run, and some of requests that were cancelled.
 const SCHEMAS: usize = 80;
 /// How often is looked for what requests wait for, when nothing else is to do.
@@ -69,25 +74,11 @@ pub struct Elastic {
     readers: Arc<()>,
     running: Vec<Running>,
     /// Steps so far.
-    steps: u32,
+    steps: u64,
     constraints: Constraints,
     pages: Pages,
     /// What all KV caches take, for those who ask from elsewhere.
     kv_bytes: Arc<AtomicU64>,
-}
-
-/// A request that cannot begin yet: it has a schema to be read, or caches that are brought back.
-struct Waiting {
-    job: Job,
-    schema: Option<Receiver<Result<Constraint, Error>>>,
-    constraint: Option<Constraint>,
-    caches: Option<Back>,
-}
-
-/// A session's caches on their way back, with the tokens that they are of.
-struct Back {
-    tokens: Vec<u32>,
-    sequence: Receiver<Option<Sequence>>,
 }
 
 impl Engine for Elastic {
@@ -96,21 +87,27 @@ impl Engine for Elastic {
     }
 
     fn start(&mut self, job: Job) {
-        let caches = self.bring_back(&job);
+        let prompt = match self.prompt(&job.request) {
+            Ok(prompt) => prompt,
+            Err(error) => return job.sink.fail(error),
+        };
         let schema = match job.request.json_schema.clone().map(|schema| self.read_schema(schema)) {
             Some(Err(error)) => return job.sink.fail(error),
             Some(Ok(schema)) => Some(schema),
             None => None,
         };
-        if schema.is_none() && caches.is_none() {
-            return self.begin(job, None, None);
+        let caches = self.bring_back(&job, &prompt);
+        let waits = schema.is_some() || caches.is_some();
+        let waiting = Waiting { job, prompt, schema, constraint: None, caches };
+        if waits {
+            self.waiting.push(waiting);
+        } else {
+            self.begin(waiting, None);
         }
-        self.waiting.push(Waiting { job, schema, constraint: None, caches });
     }
 
     fn step(&mut self) -> Step {
-        // Dropping a request's sink tells its reader the cause.
-        self.running.retain(|running| !running.sink().cancelled().is_cancelled());
+        self.drop_cancelled();
         self.waiting.retain(|waiting| !waiting.job.sink.cancelled().is_cancelled());
         self.collect();
         if !self.running.is_empty()
@@ -165,6 +162,8 @@ impl Engine for Elastic {
 
     fn probe(&self) -> Option<Probe> {
         let (model, kv_bytes) = (Arc::downgrade(&self.model), Arc::clone(&self.kv_bytes));
+        let waiting = self.spill.as_ref().map(|spill| Arc::clone(spill.waiting()));
+        let waiting = waiting.unwrap_or_default();
         Some(Arc::new(move || {
             let Some(resident) = model.upgrade().and_then(|model| model.resident().ok()) else {
                 return Vec::new();
@@ -174,7 +173,7 @@ impl Engine for Elastic {
                 ("embedding", resident.embedding),
                 ("ple", resident.ple),
                 ("rest", resident.rest),
-                ("kv", kv_bytes.load(Ordering::Relaxed)),
+                ("kv", kv_bytes.load(Ordering::Relaxed) + waiting.load(Ordering::Relaxed)),
             ]
         }))
     }
@@ -186,35 +185,6 @@ impl Engine for Elastic {
             Ok(count(text.prompt(messages)?.len()))
         };
         Counter { estimate: Arc::new(estimate), exact: None }
-    }
-}
-
-/// A session's tokens and their caches.
-type Caches = (Vec<u32>, Sequence);
-
-impl Waiting {
-    /// Ready when everything is there, with the caches that came back, if any did.
-    fn poll(&mut self) -> Poll<Result<Option<Caches>, Error>> {
-        if let Some(schema) = &self.schema {
-            match schema.try_recv() {
-                Err(TryRecvError::Empty) => return Poll::Pending,
-                Err(TryRecvError::Disconnected) => {
-                    let problem = "reading the schema ended without a result";
-                    return Poll::Ready(Err(Error::Internal(problem.into())));
-                }
-                Ok(Err(error)) => return Poll::Ready(Err(error)),
-                Ok(Ok(constraint)) => self.constraint = Some(constraint),
-            }
-            self.schema = None;
-        }
-        let Some(Back { sequence, .. }) = &self.caches else { return Poll::Ready(Ok(None)) };
-        let sequence = match sequence.try_recv() {
-            Err(TryRecvError::Empty) => return Poll::Pending,
-            Err(TryRecvError::Disconnected) => None,
-            Ok(sequence) => sequence,
-        };
-        let tokens = self.caches.take().map(|caches| caches.tokens).unwrap_or_default();
-        Poll::Ready(Ok(sequence.map(|sequence| (tokens, sequence))))
     }
 }
 
@@ -237,14 +207,29 @@ impl Elastic {
         Ok(result)
     }
 
-    /// Has the caches of a request's session brought back, where that spares reading.
-    fn bring_back(&mut self, job: &Job) -> Option<Back> {
-        let (spill, session) = (self.spill.as_mut()?, job.session?);
-        if !spill.has(session) {
-            return None;
+    /// The tokens of a request that fits.
+    fn prompt(&self, request: &GenerateRequest) -> Result<Vec<u32>, Error> {
+        let (prompt, max_tokens) = if request.prewarm {
+            (self.text.beginning(&request.messages)?, 0)
+        } else {
+            (self.text.prompt(&request.messages)?, request.stopping.max_tokens)
+        };
+        if prompt.is_empty() {
+            let problem = "the model's chat template and tokenizer make no token of them";
+            return Err(Error::invalid("messages", problem));
         }
-        let prompt = self.text.prompt(&job.request.messages).ok()?;
-        if spill.known(session, &prompt) <= self.prefixes.known(&prompt) {
+        let context_tokens = self.loaded.context_tokens.min(self.constraints.context_tokens);
+        let prompt_tokens = count(prompt.len());
+        if prompt_tokens.saturating_add(max_tokens) > context_tokens {
+            return Err(Error::ContextTooLong { prompt_tokens, max_tokens, context_tokens });
+        }
+        Ok(prompt)
+    }
+
+    /// Has the caches of a request's session brought back, where that spares reading.
+    fn bring_back(&mut self, job: &Job, prompt: &[u32]) -> Option<Back> {
+        let (spill, session) = (self.spill.as_mut()?, job.session?);
+        if spill.known(session, prompt) <= self.prefixes.known(&job.account, prompt) {
             return None;
         }
         let (tokens, sequence) = spill.fetch(session)?;
@@ -259,6 +244,19 @@ impl Elastic {
         }
     }
 
+    /// Ends the requests that were cancelled. What was read for them is kept.
+    fn drop_cancelled(&mut self) {
+        let cancelled = |running: &mut Running| running.sink().cancelled().is_cancelled();
+        let mut gone = Vec::new();
+        for running in self.running.extract_if(.., cancelled) {
+            let (owner, tokens, sequence) = running.give_up();
+            if self.constraints.caches {
+                gone.extend(self.prefixes.give(Some(owner), tokens, sequence));
+            }
+        }
+        self.put_away(gone);
+    }
+
     /// Begins the requests that wait for nothing any more.
     fn collect(&mut self) {
         let mut index = 0;
@@ -267,50 +265,34 @@ impl Elastic {
                 index += 1;
                 continue;
             };
-            let Waiting { job, constraint, .. } = self.waiting.remove(index);
+            let waiting = self.waiting.remove(index);
             match ready {
-                Ok(back) => self.begin(job, constraint, back),
-                Err(error) => job.sink.fail(error),
+                Ok(back) => self.begin(waiting, back),
+                Err(error) => waiting.job.sink.fail(error),
             }
         }
     }
 
-    fn begin(&mut self, job: Job, constraint: Option<Constraint>, back: Option<Caches>) {
-        match self.accept(&job.request, back) {
-            Ok(start) => {
-                job.sink.size(&self.loaded.size);
-                self.running.push(Running::new(job, start, constraint, &self.text));
-            }
-            Err(error) => job.sink.fail(error),
-        }
-    }
-
-    /// Checks that a request fits, and finds what is known of its prompt; `back` came from storage.
-    fn accept(&mut self, request: &GenerateRequest, back: Option<Caches>) -> Result<Start, Error> {
-        let (prompt, max_tokens) = if request.prewarm {
-            (self.text.beginning(&request.messages)?, 0)
-        } else {
-            (self.text.prompt(&request.messages)?, request.stopping.max_tokens)
-        };
-        let context_tokens = self.loaded.context_tokens.min(self.constraints.context_tokens);
-        let needed = prompt.len().saturating_add(max_tokens as usize);
-        if needed > context_tokens as usize {
-            let prompt_tokens = count(prompt.len());
-            return Err(Error::ContextTooLong { prompt_tokens, max_tokens, context_tokens });
-        }
-        let shape = Shape::new(self.model.config(), needed, self.store);
+    /// Begins a request with what is known of its prompt; `back` came from storage.
+    fn begin(&mut self, waiting: Waiting, back: Option<Caches>) {
+        let Waiting { job, prompt, constraint, .. } = waiting;
         let config = self.model.config();
+        let max_tokens = if job.request.prewarm { 0 } else { job.request.stopping.max_tokens };
+        let capacity = prompt.len().saturating_add(max_tokens as usize);
+        let shape = Shape::new(config, capacity, self.store);
         let sequence = match back {
-            Some(back) => self.prefixes.take_back(back, &prompt, &shape, config),
-            None => self.prefixes.take(&prompt, &shape, config),
+            Some(back) => self.prefixes.take_back(back, &job.account, &prompt, &shape, config),
+            None => self.prefixes.take(&job.account, &prompt, &shape, config),
         };
-        let standing = self.text.standing(&request.messages, &prompt);
-        Ok(Start { prompt, sequence, standing })
+        let standing = self.text.standing(&job.request.messages, &prompt);
+        job.sink.size(&self.loaded.size);
+        let start = Start { prompt, sequence, standing };
+        self.running.push(Running::new(job, start, constraint, &self.text, self.steps));
     }
 
     /// One pass over the weights.
     fn compute(&mut self) -> Result<(), nestd_elastic::error::Error> {
-        self.steps = self.steps.wrapping_add(1);
+        self.steps += 1;
         let given = self.share();
         if given.iter().all(Vec::is_empty) {
             return Ok(());
@@ -337,30 +319,32 @@ impl Elastic {
         let mut gone = Vec::new();
         for (index, running) in self.running.iter_mut().enumerate() {
             let drawn = wanted.get(index) == Some(&true);
-            let outcome = match drawn.then(|| rows.next()).flatten() {
+            let mut outcome = match drawn.then(|| rows.next()).flatten() {
                 Some(logits) => running.draw(logits, &self.text),
                 None if given.get(index).is_none_or(Vec::is_empty) => continue,
                 None => running.read(),
             };
-            match outcome {
-                Outcome::GoesOn => {}
-                Outcome::Standing if !self.constraints.caches => {}
-                Outcome::Standing => gone.extend(self.prefixes.keep(
-                    running.read_so_far(),
-                    running.sequence(),
-                    self.model.config(),
-                )),
-                outcome => ended.push((index, outcome)),
+            if outcome == Outcome::Standing {
+                if self.constraints.caches {
+                    gone.extend(self.prefixes.keep(
+                        running.read_so_far(),
+                        running.sequence(),
+                        self.model.config(),
+                    ));
+                }
+                outcome = running.goes_on();
+            }
+            if outcome != Outcome::GoesOn {
+                ended.push((index, outcome));
             }
         }
         for (index, outcome) in ended.into_iter().rev() {
             let running = self.running.remove(index);
             match outcome {
                 Outcome::Ended(reason) => {
-                    let session = running.session();
-                    let (tokens, sequence) = running.finish(reason);
+                    let (owner, tokens, sequence) = running.finish(reason);
                     if self.constraints.caches {
-                        gone.extend(self.prefixes.give(session, tokens, sequence));
+                        gone.extend(self.prefixes.give(Some(owner), tokens, sequence));
                     }
                 }
                 Outcome::Unfit(why) => running.fail(Error::invalid("json_schema", why)),
@@ -380,15 +364,23 @@ impl Elastic {
     }
 
     /// The tokens that each running request gets into the next step.
-    fn share(&self) -> Vec<Vec<u32>> {
-        let urgent = self.running.iter().any(|r| r.priority() == Priority::Interactive)
-            && !self.steps.is_multiple_of(BACKGROUND_STEP);
+    fn share(&mut self) -> Vec<Vec<u32>> {
+        let fair = self.steps.is_multiple_of(FAIR_STEP);
+        let urgent = self.running.iter().any(|r| r.priority() == Priority::Interactive) && !fair;
         let stands = |r: &Running| urgent && r.priority() == Priority::Background;
         // One prompt is read at a time, the most urgent first: it is answered sooner, and the last no
         // later.
-        let reading = self.running.iter().enumerate().filter(|(_, r)| r.unread() > 0 && !stands(r));
-        let reader =
-            reading.min_by_key(|(index, r)| (r.priority(), *index)).map(|(index, _)| index);
+        let reading =
+            self.running.iter_mut().enumerate().filter(|(_, r)| r.unread() > 0 && !stands(r));
+        let reader = if fair {
+            reading.min_by_key(|(_, r)| r.read_in)
+        } else {
+            reading.min_by_key(|(index, r)| (r.priority(), *index))
+        };
+        let reader = reader.map(|(index, running)| {
+            running.read_in = self.steps;
+            index
+        });
         let others = self.running.iter().any(|r| r.unread() == 0 && !stands(r));
         let chunk = if others { SHARED_CHUNK } else { CHUNK };
         let tokens = |(index, r): (usize, &Running)| match r.unread() {

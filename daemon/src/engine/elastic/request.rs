@@ -13,6 +13,7 @@ use nestd_elastic::text::tokenizer::Decoder;
 use super::super::Job;
 use super::count;
 use super::load::Text;
+use super::prefix::Owner;
 use crate::stream::Sink;
 use crate::types::{Error, FinishReason, Logprob, Priority, Sampling, TokenLogprobs};
 
@@ -29,6 +30,8 @@ pub struct Start {
 /// A request that was let through.
 pub struct Running {
     job: Job,
+    /// The step in which its prompt was read last, or in which it began.
+    pub read_in: u64,
     prompt: Vec<u32>,
     /// Tokens of the prompt that came from a cache.
     cached: usize,
@@ -62,8 +65,14 @@ pub enum Outcome {
 }
 
 impl Running {
-    /// Begins a request.
-    pub fn new(job: Job, start: Start, constraint: Option<Constraint>, text: &Text) -> Self {
+    /// Begins a request after so many steps.
+    pub fn new(
+        job: Job,
+        start: Start,
+        constraint: Option<Constraint>,
+        text: &Text,
+        steps: u64,
+    ) -> Self {
         let Start { prompt, sequence, standing } = start;
         let cached = sequence.len();
         let request = &job.request;
@@ -89,6 +98,7 @@ impl Running {
             decoder: Decoder::default(),
             stops: Stops::new(request.stopping.stop.clone()),
             prompt,
+            read_in: steps,
             job,
         }
     }
@@ -101,11 +111,6 @@ impl Running {
     /// How urgent it is.
     pub fn priority(&self) -> Priority {
         self.job.request.priority
-    }
-
-    /// The session that it belongs to.
-    pub fn session(&self) -> Option<u64> {
-        self.job.session
     }
 
     /// Whether only its prompt is to be read.
@@ -148,14 +153,20 @@ impl Running {
     pub fn read(&mut self) -> Outcome {
         let read = self.sequence.len();
         self.sink().prefill(count(read), count(self.prompt.len()), count(self.cached));
-        if self.prewarms() && self.unread() == 0 {
-            return Outcome::Ended(FinishReason::Stop);
-        }
         if self.standing == Some(read) {
             self.standing = None;
             return Outcome::Standing;
         }
-        Outcome::GoesOn
+        self.goes_on()
+    }
+
+    /// Whether there is more to do before a token is drawn.
+    pub fn goes_on(&self) -> Outcome {
+        if self.prewarms() && self.unread() == 0 {
+            Outcome::Ended(FinishReason::Stop)
+        } else {
+            Outcome::GoesOn
+        }
     }
 
     /// Draws the next token from its logits.
@@ -207,17 +218,27 @@ impl Running {
         Outcome::GoesOn
     }
 
-    /// Ends the request; gives its caches with their tokens.
-    pub fn finish(mut self, reason: FinishReason) -> (Vec<u32>, Sequence) {
+    /// Ends the request; gives its caches with their tokens, and whose they are.
+    pub fn finish(mut self, reason: FinishReason) -> (Owner, Vec<u32>, Sequence) {
         let rest = self.stops.push(&self.decoder.finish());
         let mut rest = rest.text;
         rest.push_str(&self.stops.finish());
-        let Job { sink, place, .. } = self.job;
-        sink.text(&rest, 0);
+        self.job.sink.text(&rest, 0);
+        self.end(|sink| sink.finish(reason))
+    }
+
+    /// Ends the request as its reader, or who cancelled it, wants it; gives what was read so far.
+    pub fn give_up(self) -> (Owner, Vec<u32>, Sequence) {
+        // Dropping the sink tells the reader the cause.
+        self.end(drop)
+    }
+
+    fn end(mut self, tell: impl FnOnce(Sink)) -> (Owner, Vec<u32>, Sequence) {
+        let Job { sink, place, account, session, .. } = self.job;
         drop(place);
-        sink.finish(reason);
+        tell(sink);
         self.prompt.append(&mut self.answer);
-        (self.prompt, self.sequence)
+        (Owner { account, session }, self.prompt, self.sequence)
     }
 
     /// Ends the request with an error.

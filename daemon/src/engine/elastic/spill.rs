@@ -1,31 +1,25 @@
 //! KV caches of sessions outside of memory: written when they have to go, and read back with the session's
 //! next request, where that is faster than reading the conversation again.
 //!
-//! They hold the conversation, so they are encrypted (ChaCha20-Poly1305, in blocks) with a key that only
-//! this process has and that is gone with it; what is left of an earlier one is removed. A thread of its own
-//! reads and writes; the engine's asks it and goes on. What goes wrong costs time, never a conversation: the
-//! transcript is whole without it.
+//! They hold the conversation, so they are encrypted (`vault`). A thread of its own reads and writes; the
+//! engine's asks it and goes on. What waits for the storage is still in memory, so it is bounded: what is
+//! more is dropped, and what nobody wants any more is not written. What goes wrong costs time, never a
+//! conversation: the transcript is whole without it.
 //!
 //! After "LLM as a System Service on Mobile Devices" (arXiv 2403.11805), which swaps caches of idle
 //! conversations to storage likewise.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufReader, Read, Write};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nestd_elastic::kv::{Sequence, Store};
 use nestd_elastic::model::Model;
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use ring::rand::{SecureRandom as _, SystemRandom};
 
-/// Plain bytes of a block.
-const BLOCK: usize = 1 << 20;
-/// What a block has more.
-const TAG: usize = 16;
+use super::vault::{Vault, clear_others};
 
 /// The caches of a session, with the tokens that they are of.
 pub struct Away {
@@ -48,11 +42,16 @@ pub struct Settings {
 
 /// The caches that are outside of memory.
 pub struct Spill {
+    /// The least recently written first. Goes before the channel does, so that nothing more is written
+    /// when this is dropped.
+    kept: Vec<Kept>,
     work: Sender<Work>,
     done: Receiver<Done>,
-    /// The least recently written first.
-    kept: Vec<Kept>,
     limit: u64,
+    /// Bytes of caches that wait to be written, or are being written.
+    waiting: Arc<AtomicU64>,
+    /// The most of them.
+    backlog: u64,
     /// Bytes a second that the storage takes and gives, once that is known.
     speed: Option<f64>,
 }
@@ -61,25 +60,54 @@ struct Kept {
     session: u64,
     tokens: Vec<u32>,
     bytes: u64,
+    wanted: Wanted,
 }
 
+/// What is written is wanted while this is there.
+type Wanted = Arc<()>;
+
 enum Work {
-    Write(Away),
-    Read { session: u64, reply: Sender<Option<Sequence>> },
+    Write { away: Away, wanted: Weak<()>, waits: Waits },
+    Read { session: u64, _wanted: Wanted, reply: Sender<Option<Sequence>> },
     Remove(u64),
+}
+
+/// Counts what waits to be written.
+struct Waits {
+    bytes: u64,
+    all: Arc<AtomicU64>,
+}
+
+impl Waits {
+    fn new(bytes: u64, all: &Arc<AtomicU64>) -> Self {
+        all.fetch_add(bytes, Ordering::Relaxed);
+        Self { bytes, all: Arc::clone(all) }
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// How a write went: it took so long, or failed.
 struct Done {
-    session: u64,
+    wanted: Weak<()>,
     bytes: u64,
     took: Option<Duration>,
 }
 
 impl Spill {
-    /// Readies the folder and starts the thread. None if there is nothing to do, or the folder cannot be
-    /// used, which is told.
-    pub fn start(settings: &Settings, model: &Arc<Model>, store: Store) -> Option<Self> {
+    /// Readies the folder and starts the thread. `backlog` bytes may wait to be written. None if there is
+    /// nothing to do, or the folder cannot be used, which is told.
+    pub fn start(
+        settings: &Settings,
+        model: &Arc<Model>,
+        store: Store,
+        backlog: u64,
+    ) -> Option<Self> {
+        clear_others(&settings.dir);
         if settings.mib == 0 {
             return None;
         }
@@ -95,17 +123,31 @@ impl Spill {
             tracing::warn!(%dir, %error, "KV caches of idle sessions are dropped, not stored");
             return None;
         }
-        Some(Self { work, done: results, kept: Vec::new(), limit: settings.mib << 20, speed: None })
+        Some(Self::new(work, results, settings.mib << 20, backlog))
     }
 
-    /// Takes caches that have to leave memory, unless reading the tokens again (`prefill` a second, if
-    /// that is known) is as fast as reading the caches.
+    fn new(work: Sender<Work>, done: Receiver<Done>, limit: u64, backlog: u64) -> Self {
+        let (kept, waiting) = (Vec::new(), Arc::default());
+        Self { kept, work, done, limit, waiting, backlog, speed: None }
+    }
+
+    /// The memory of caches that are not written yet.
+    pub fn waiting(&self) -> &Arc<AtomicU64> {
+        &self.waiting
+    }
+
+    /// Takes caches that have to leave memory, unless too much waits already, or reading the tokens again
+    /// (`prefill` a second, if that is known) is as fast as reading the caches.
     pub fn store(&mut self, away: Away, prefill: Option<f64>) {
         self.collect();
         let bytes = away.sequence.bytes();
         let again = prefill.map(|speed| away.tokens.len() as f64 / speed);
         let back = self.speed.map(|speed| bytes as f64 / speed);
-        if bytes > self.limit || again.zip(back).is_some_and(|(again, back)| back >= again) {
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        if bytes > self.limit
+            || waiting.saturating_add(bytes) > self.backlog
+            || again.zip(back).is_some_and(|(again, back)| back >= again)
+        {
             return;
         }
         self.forget(away.session);
@@ -114,13 +156,16 @@ impl Spill {
             let _ = self.work.send(Work::Remove(oldest.session));
         }
         let Away { session, ref tokens, .. } = away;
-        self.kept.push(Kept { session, tokens: tokens.clone(), bytes });
+        let (tokens, wanted) = (tokens.clone(), Wanted::default());
+        let waits = Waits::new(bytes, &self.waiting);
+        let write = Work::Write { away, wanted: Arc::downgrade(&wanted), waits };
+        self.kept.push(Kept { session, tokens, bytes, wanted });
         // A thread that has ended takes nothing and gives nothing back.
-        let _ = self.work.send(Work::Write(away));
+        let _ = self.work.send(write);
     }
 
     /// Whether there is something of a session.
-    pub fn has(&self, session: u64) -> bool {
+    fn has(&self, session: u64) -> bool {
         self.kept.iter().any(|kept| kept.session == session)
     }
 
@@ -135,24 +180,26 @@ impl Spill {
     /// Has the caches of a session brought back. The receiver gets them, or nothing.
     pub fn fetch(&mut self, session: u64) -> Option<(Vec<u32>, Receiver<Option<Sequence>>)> {
         let index = self.kept.iter().position(|kept| kept.session == session)?;
-        let kept = self.kept.remove(index);
+        let Kept { tokens, wanted, .. } = self.kept.remove(index);
         let (reply, receiver) = channel();
-        self.work.send(Work::Read { session, reply }).ok()?;
-        Some((kept.tokens, receiver))
+        self.work.send(Work::Read { session, _wanted: wanted, reply }).ok()?;
+        Some((tokens, receiver))
     }
 
     /// Forgets what a session left.
     pub fn forget(&mut self, session: u64) {
-        self.kept.retain(|kept| kept.session != session);
-        let _ = self.work.send(Work::Remove(session));
+        if self.has(session) {
+            self.kept.retain(|kept| kept.session != session);
+            let _ = self.work.send(Work::Remove(session));
+        }
     }
 
     /// Learns how writes went.
     fn collect(&mut self) {
-        while let Ok(Done { session, bytes, took }) = self.done.try_recv() {
+        while let Ok(Done { wanted, bytes, took }) = self.done.try_recv() {
             match took {
                 Some(took) => self.speed = Some(bytes as f64 / took.as_secs_f64().max(1e-6)),
-                None => self.kept.retain(|kept| kept.session != session),
+                None => self.kept.retain(|kept| Arc::as_ptr(&kept.wanted) != wanted.as_ptr()),
             }
         }
     }
@@ -169,17 +216,22 @@ impl Worker {
     fn run(mut self, todo: &Receiver<Work>, done: &Sender<Done>) {
         for work in todo {
             match work {
-                Work::Write(Away { session, sequence, .. }) => {
+                Work::Write { away: Away { session, sequence, .. }, wanted, waits } => {
                     let began = Instant::now();
-                    let written = self.vault.write(session, |out| sequence.write_to(out));
+                    let written = self.vault.write(session, |out| {
+                        sequence.write_to(&mut WhileWanted { out, wanted: &wanted })
+                    });
+                    drop(sequence);
                     if let Err(error) = &written {
-                        tracing::warn!(%error, "the KV cache of a session is dropped, not stored");
+                        if wanted.strong_count() > 0 {
+                            tracing::warn!(%error, "the KV cache of a session is dropped, not stored");
+                        }
                         self.vault.remove(session);
                     }
                     let took = written.is_ok().then(|| began.elapsed());
-                    let _ = done.send(Done { session, bytes: sequence.bytes(), took });
+                    let _ = done.send(Done { wanted, bytes: waits.bytes, took });
                 }
-                Work::Read { session, reply } => {
+                Work::Read { session, reply, .. } => {
                     let read = self.vault.read(session, |from| {
                         Sequence::read_from(self.model.config(), self.store, from)
                     });
@@ -197,216 +249,100 @@ impl Worker {
     }
 }
 
-/// Encrypted files in a folder of their own.
-struct Vault {
-    dir: PathBuf,
-    key: LessSafeKey,
-    /// Counts blocks: a number is used once, as the cipher wants it.
-    blocks: u64,
+/// Writes as long as what is written is wanted.
+struct WhileWanted<'a, W> {
+    out: W,
+    wanted: &'a Weak<()>,
 }
 
-impl Vault {
-    fn open(dir: &Path) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let mut key = [0; 32];
-        SystemRandom::new().fill(&mut key).map_err(|_| io::Error::other("no random numbers"))?;
-        let key =
-            UnboundKey::new(&CHACHA20_POLY1305, &key).map_err(|_| io::Error::other("no key"))?;
-        let vault = Self { dir: dir.to_owned(), key: LessSafeKey::new(key), blocks: 0 };
-        vault.clear();
-        Ok(vault)
-    }
-
-    fn path(&self, session: u64) -> PathBuf {
-        self.dir.join(format!("{session}.kv"))
-    }
-
-    /// Removes what is there, also of a daemon that ended before it could.
-    fn clear(&self) {
-        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            if entry.path().extension().is_some_and(|ending| ending == "kv") {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
-    }
-
-    fn remove(&self, session: u64) {
-        // It may never have been written.
-        let _ = fs::remove_file(self.path(session));
-    }
-
-    fn write(
-        &mut self,
-        session: u64,
-        content: impl FnOnce(&mut Sealing<'_>) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let file = options.open(self.path(session))?;
-        let mut sealing = Sealing {
-            file,
-            vault: self,
-            session,
-            index: 0,
-            plain: Vec::with_capacity(BLOCK + TAG),
-        };
-        content(&mut sealing)?;
-        sealing.flush()
-    }
-
-    fn read<T>(
-        &self,
-        session: u64,
-        take: impl FnOnce(&mut Opening<'_>) -> io::Result<T>,
-    ) -> io::Result<T> {
-        let file = BufReader::new(File::open(self.path(session))?);
-        take(&mut Opening { file, vault: self, session, index: 0, plain: Vec::new(), at: 0 })
-    }
-}
-
-/// Encrypts what is written: blocks of their number, their length, and the sealed bytes.
-struct Sealing<'a> {
-    file: File,
-    vault: &'a mut Vault,
-    session: u64,
-    /// Blocks so far.
-    index: u64,
-    plain: Vec<u8>,
-}
-
-impl Write for Sealing<'_> {
+impl<W: Write> Write for WhileWanted<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(BLOCK - self.plain.len());
-        self.plain.extend_from_slice(bytes.get(..taken).unwrap_or(bytes));
-        if self.plain.len() == BLOCK {
-            self.flush()?;
+        if self.wanted.strong_count() == 0 {
+            return Err(io::Error::other("its session has ended"));
         }
-        Ok(taken)
+        self.out.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.plain.is_empty() {
-            return Ok(());
-        }
-        let number = self.vault.blocks;
-        self.vault.blocks += 1;
-        self.vault
-            .key
-            .seal_in_place_append_tag(
-                nonce(number),
-                place(self.session, self.index),
-                &mut self.plain,
-            )
-            .map_err(|_| io::Error::other("a block cannot be sealed"))?;
-        self.file.write_all(&number.to_le_bytes())?;
-        self.file.write_all(&(self.plain.len() as u64).to_le_bytes())?;
-        self.file.write_all(&self.plain)?;
-        self.plain.clear();
-        self.index += 1;
-        Ok(())
+        self.out.flush()
     }
-}
-
-/// Decrypts what is read.
-struct Opening<'a> {
-    file: BufReader<File>,
-    vault: &'a Vault,
-    session: u64,
-    /// Blocks so far.
-    index: u64,
-    plain: Vec<u8>,
-    at: usize,
-}
-
-impl Opening<'_> {
-    fn next(&mut self) -> io::Result<()> {
-        let mut number = [0; 8];
-        let mut len = [0; 8];
-        self.file.read_exact(&mut number)?;
-        self.file.read_exact(&mut len)?;
-        let len = usize::try_from(u64::from_le_bytes(len)).unwrap_or(usize::MAX);
-        if len > BLOCK + TAG {
-            return Err(io::Error::other("the file is damaged"));
-        }
-        let mut block = vec![0; len];
-        self.file.read_exact(&mut block)?;
-        let plain = self
-            .vault
-            .key
-            .open_in_place(
-                nonce(u64::from_le_bytes(number)),
-                place(self.session, self.index),
-                &mut block,
-            )
-            .map_err(|_| io::Error::other("the file is damaged, or another's"))?
-            .len();
-        block.truncate(plain);
-        (self.plain, self.at) = (block, 0);
-        self.index += 1;
-        Ok(())
-    }
-}
-
-impl Read for Opening<'_> {
-    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        if self.at == self.plain.len() {
-            self.next()?;
-        }
-        let read = self.plain.get(self.at..).unwrap_or_default().read(to)?;
-        self.at += read;
-        Ok(read)
-    }
-}
-
-/// What a block is bound to: none can stand in another's place.
-fn place(session: u64, index: u64) -> Aad<[u8; 16]> {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&session.to_le_bytes());
-    bytes[8..].copy_from_slice(&index.to_le_bytes());
-    Aad::from(bytes)
-}
-
-fn nonce(number: u64) -> Nonce {
-    let mut bytes = [0; 12];
-    bytes[..8].copy_from_slice(&number.to_le_bytes());
-    Nonce::assume_unique_for_key(bytes)
 }
 
 #[cfg(test)]
 mod tests {
+    use nestd_elastic::forward::{Logits, Part, Runner};
+    use nestd_elastic::kv::Shape;
+    use nestd_elastic::pool::{self, Pool};
+
     use super::*;
 
+    /// Caches of 20 tokens of a session; a thread that does not begin yet, and room for two of them.
+    fn ready(dir: &std::path::Path) -> (Sequence, Spill, Worker, Receiver<Work>, Sender<Done>) {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../models/demo/nestd-demo-Q8_0.gguf");
+        let model = Arc::new(Model::open(&path).unwrap());
+        let mut sequence = Sequence::new(&Shape::new(model.config(), 32, Store::F16));
+        let part = Part { sequence: &mut sequence, tokens: &[2; 20], logits: Logits::None };
+        let pool = Pool::new(&pool::Settings::default()).unwrap();
+        Runner::new(pool, None).step(&model, &model.full(), &mut [part]).unwrap();
+        let worker = Worker { vault: Vault::open(dir).unwrap(), model, store: Store::F16 };
+        let ((work, todo), (done, results)) = (channel(), channel());
+        let spill = Spill::new(work, results, 1 << 30, sequence.bytes() * 2);
+        (sequence, spill, worker, todo, done)
+    }
+
+    fn away(session: u64, sequence: &Sequence) -> Away {
+        Away { session, tokens: vec![2; 20], sequence: sequence.clone() }
+    }
+
     #[test]
-    fn what_is_written_is_read_and_nobody_else_can() {
+    fn what_waits_for_a_slow_disk_is_bounded_and_what_has_ended_is_not_written() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("7.kv"), "left by another").unwrap();
-        let mut vault = Vault::open(&folder.path().join(".")).unwrap();
-        assert!(!folder.path().join("7.kv").exists());
-        let said: Vec<u8> = b"a secret conversation ".repeat(120_000);
-        vault.write(7, |out| out.write_all(&said)).unwrap();
-        let file = fs::read(folder.path().join("7.kv")).unwrap();
-        assert!(!file.windows(8).any(|bytes| bytes == b"a secret"));
-        let read = |vault: &Vault, session| {
-            vault.read(session, |from| {
-                let mut back = vec![0; said.len()];
-                from.read_exact(&mut back)?;
-                Ok(back)
-            })
-        };
-        assert_eq!(read(&vault, 7).unwrap(), said);
-        // Another session's, a damaged one, one that is cut, and one of another process.
-        fs::copy(folder.path().join("7.kv"), folder.path().join("8.kv")).unwrap();
-        assert!(read(&vault, 8).is_err());
-        let mut damaged = file.clone();
-        damaged[file.len() / 2] ^= 1;
-        fs::write(folder.path().join("7.kv"), &damaged).unwrap();
-        assert!(read(&vault, 7).is_err());
-        fs::write(folder.path().join("7.kv"), &file[..file.len() - 1]).unwrap();
-        assert!(read(&vault, 7).is_err());
-        let other = Vault::open(&folder.path().join("other")).unwrap();
-        fs::write(folder.path().join("other/7.kv"), &file).unwrap();
-        assert!(read(&other, 7).is_err());
-        vault.clear();
-        assert!(!folder.path().join("7.kv").exists());
+        let (sequence, mut spill, worker, todo, done) = ready(folder.path());
+        for session in 0..9 {
+            spill.store(away(session, &sequence), None);
+        }
+        assert_eq!(spill.waiting().load(Ordering::Relaxed), sequence.bytes() * 2);
+        assert_eq!(spill.kept.iter().map(|kept| kept.session).collect::<Vec<_>>(), [0, 1]);
+        spill.forget(0);
+        let (tokens, back) = spill.fetch(1).unwrap();
+        let worker = std::thread::spawn(move || worker.run(&todo, &done));
+        let back = back.recv().unwrap().unwrap();
+        assert_eq!((tokens.len(), back.len()), (20, 20));
+        let took: Vec<_> = spill.done.try_iter().map(|done| done.took.is_some()).collect();
+        assert_eq!(took, [false, true], "only what was still wanted is written");
+        assert_eq!(spill.waiting().load(Ordering::Relaxed), 0);
+        spill.store(away(2, &sequence), None);
+        assert!(spill.has(2), "there is room again");
+        drop(spill);
+        worker.join().unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_engine_that_goes_writes_nothing_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let (sequence, mut spill, worker, todo, done) = ready(folder.path());
+        for session in 0..2 {
+            spill.store(away(session, &sequence), None);
+        }
+        let (waiting, results) = (Arc::clone(spill.waiting()), channel().1);
+        let results = std::mem::replace(&mut spill.done, results);
+        drop(spill);
+        worker.run(&todo, &done);
+        assert!(results.try_iter().all(|done| done.took.is_none()));
+        assert_eq!(waiting.load(Ordering::Relaxed), 0);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_an_earlier_process_left_goes_where_nothing_is_stored_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, _, Worker { model, store, .. }, ..) = ready(folder.path());
+        let left = folder.path().join("7.kv");
+        std::fs::write(&left, "left by another").unwrap();
+        let settings = Settings { dir: folder.path().to_owned(), mib: 0 };
+        assert!(Spill::start(&settings, &model, store, 1).is_none());
+        assert!(!left.exists());
     }
 }

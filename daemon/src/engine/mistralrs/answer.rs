@@ -154,20 +154,28 @@ impl Piece {
 
 /// One request, from its conversation to its last event. The place goes when this ends.
 pub(super) async fn run(shared: Arc<Shared>, job: Job) {
-    let Job { request, sink, place, session: _ } = job;
+    let Job { request, sink, place, .. } = job;
     let made = Made::default();
+    let being_read = AtomicU32::new(0);
     let result = {
         let cancelled = sink.cancelled();
         tokio::select! {
-            result = answer(&shared, &request, &sink, &made) => Some(result),
+            result = answer(&shared, &request, &sink, &made, &being_read) => Some(result),
             // Dropping the answer tells the library.
             () = cancelled.cancelled() => None,
         }
     };
     let request = sink.id();
     match result {
-        // Dropping the sink tells the reader why.
-        None => drop(sink),
+        None => {
+            // The library reads a prompt whole that it was given, whoever has gone.
+            let prompt_tokens = being_read.load(Ordering::Relaxed);
+            if prompt_tokens > 0 {
+                sink.prefill(prompt_tokens, prompt_tokens, 0);
+            }
+            // Dropping the sink tells the reader why.
+            drop(sink);
+        }
         Some(Ok((reason, true))) => {
             drop(place);
             return sink.finish(reason);
@@ -187,12 +195,14 @@ pub(super) async fn run(shared: Arc<Shared>, job: Job) {
     drop(place);
 }
 
-/// Reads an answer to its end, or to a stop string; true if the library ended it.
+/// Reads an answer to its end, or to a stop string; true if the library ended it. `being_read` is told
+/// the tokens of the prompt while the library has it and nothing is known of its answer.
 async fn answer(
     shared: &Arc<Shared>,
     request: &GenerateRequest,
     sink: &Sink,
     made: &Made,
+    being_read: &AtomicU32,
 ) -> Result<(FinishReason, bool), Error> {
     if request.json_schema.is_some() {
         let why = "the engine mistralrs draws freely; the engine elastic, on a GGUF file, can";
@@ -226,12 +236,14 @@ async fn answer(
     let internal = |why: String| Error::Internal(format!("mistral.rs: {why}"));
     let asked = shared.ask(prompt, max_tokens, &request.sampling, Arc::clone(made)).await;
     let mut answer = asked.map_err(internal)?;
+    being_read.store(prompt_tokens, Ordering::Relaxed);
     let mut stops = Stops::new(request.stopping.stop.clone());
     let mut told = 0;
     let end = loop {
         let piece = answer.responses.recv().await.map(Piece::of);
         let made = answer.made();
         if told == 0 && made > 0 {
+            being_read.store(0, Ordering::Relaxed);
             sink.prefill(prompt_tokens, prompt_tokens, 0);
         }
         let new = made.saturating_sub(told);
