@@ -92,7 +92,7 @@ fn a_prompt_is_read_however_many_urgent_ones_there_are() {
             one
         };
         // As soon as one is answered, there is the next; each is another, so that no cache spares reading it.
-        let mut words = 400;
+        let mut words = 150;
         let mut urgent = |engine: &mut dyn Engine| {
             words += 1;
             let mut next = one(words, Priority::Interactive);
@@ -100,7 +100,7 @@ fn a_prompt_is_read_however_many_urgent_ones_there_are() {
             start(engine, 1, next)
         };
         let mut others: Vec<_> = (0..3).map(|_| urgent(&mut *engine)).collect();
-        let mut events = start(&mut *engine, 2, one(100, priority));
+        let mut events = start(&mut *engine, 2, one(30, priority));
         let (mut steps, mut answered) = (0, 0);
         loop {
             assert_eq!(engine.step(), Step::Ready);
