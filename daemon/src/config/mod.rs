@@ -31,6 +31,10 @@ pub use metrics::Listen;
 /// The shipped file, which holds every key with its default.
 pub const DEFAULTS: &str = include_str!("../../../systemd/nestd.toml");
 
+/// Text that one message may have to carry, in bytes: with three for each, as D-Bus needs where the text is
+/// bad, it stays below the 32 MiB at which the system bus cuts off who sends more.
+const MOST_TEXT: u32 = 8 << 20;
+
 /// Everything that can be set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -217,10 +221,10 @@ impl Config {
                 queued_requests: read.u32("limits.queued_requests", 0..=4096),
                 max_tokens: read.u32("limits.max_tokens", 1..=131_072),
                 default_max_tokens: read.u32("limits.default_max_tokens", 1..=131_072),
-                prompt_bytes: read.u32("limits.prompt_bytes", 1..=16 << 20),
+                prompt_bytes: read.u32("limits.prompt_bytes", 1..=MOST_TEXT),
             },
             quotas: quotas::read(&mut read),
-            buffer_bytes: read.u32("limits.buffer_bytes", 1024..=64 << 20) as usize,
+            buffer_bytes: read.u32("limits.buffer_bytes", 1024..=MOST_TEXT) as usize,
             drain_ms: read.u64("limits.drain_ms", 0..=3_600_000),
             log_level: read.parsed("log.level", log_level),
             elastic: elastic::Settings {
