@@ -7,6 +7,7 @@
 mod caller;
 mod checked;
 mod convert;
+mod descriptors;
 mod error;
 mod governor;
 mod handles;
