@@ -14,7 +14,8 @@ const TRANSPORTS: [&str; 2] = ["--grpc", "--dbus"];
 const CONTROLS: [&[&str]; 3] = [&["load"], &["unload"], &["size", "small"]];
 
 fn open() -> Builder {
-    Builder::sim().set("sim.tokens_per_s", "2000.0").set("governor.enabled", "true").for_any_user()
+    let builder = Builder::sim().set("sim.tokens_per_s", "2000.0").set("governor.enabled", "true");
+    builder.for_any_user().on_system_bus()
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod errors;
 mod governor;
 mod health;
 mod hostile;
+mod hostile_dbus;
 mod ids;
 mod logprobs;
 mod metrics;

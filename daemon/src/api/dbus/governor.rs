@@ -12,17 +12,15 @@ use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedVariant, Variant, fdo, interface};
 
-use super::caller::caller;
+use super::Parts;
 use super::convert::{Options, clean, string, wish};
 use super::error::Failure;
-use super::handles::Handles;
 use crate::governor::{Change, Report};
 use crate::types::Error;
 
 /// The object's second interface.
 pub(super) struct Governor {
-    core: Arc<crate::governor::Governor>,
-    handles: Handles,
+    parts: Parts,
     holds: Arc<Mutex<HashMap<u64, Holder>>>,
 }
 
@@ -38,12 +36,12 @@ type HoldRow = (u64, String, String, String, bool, String);
 type ChangeRow = (String, String, String, u64);
 
 impl Governor {
-    pub(super) fn new(governor: Arc<crate::governor::Governor>, handles: Handles) -> Self {
-        Self { core: governor, handles, holds: Arc::default() }
+    pub(super) fn new(parts: Parts) -> Self {
+        Self { parts, holds: Arc::default() }
     }
 
     fn report(&self) -> Report {
-        self.core.report()
+        self.parts.core.governor.report()
     }
 
     fn decided<T: Default>(&self, part: impl Fn(&Decision) -> T) -> T {
@@ -228,8 +226,8 @@ impl Governor {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<u64, Failure> {
         let wish = wish(options)?;
-        let (handle, client) = caller(&self.handles, None, &header, connection).await?;
-        let held = self.core.hold(&client, wish)?;
+        let (handle, client) = self.parts.callers.caller(None, &header, connection).await?;
+        let held = self.parts.core.governor.hold(&client, wish)?;
         let id = held.id();
         let released = CancellationToken::new();
         let holder = Holder { sender: client.name, released: released.clone() };
@@ -262,8 +260,8 @@ impl Governor {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), Failure> {
-        let (_handle, client) = caller(&self.handles, None, &header, connection).await?;
-        Ok(self.core.pin(&client, &size).await?)
+        let (_handle, client) = self.parts.callers.caller(None, &header, connection).await?;
+        Ok(self.parts.core.governor.pin(&client, &size).await?)
     }
 }
 
