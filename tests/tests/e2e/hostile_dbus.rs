@@ -179,3 +179,32 @@ async fn a_body_that_no_call_has_is_refused_unread() {
     bus.call_method(Some(NAME), PATH, Some(MANAGER), "CreateSession", &body).await.unwrap();
     still_well(&mut daemon).await;
 }
+
+/// A bus cuts off who sends it a longer message than it takes, and replies tend to be longer than their calls.
+#[tokio::test]
+async fn a_call_as_long_as_the_bus_takes_it_ends_nothing() {
+    const LONGEST: usize = 32 << 20;
+    let mut daemon = Builder::sim().start();
+    let bus = connect(&daemon).await;
+    let owner = zbus::fdo::DBusProxy::new(&bus).await.unwrap();
+    let owner = owner.get_name_owner(NAME.try_into().unwrap()).await.unwrap();
+    let call = |length: usize| {
+        let path = format!("/{}", "x".repeat(length));
+        let call = zbus::Message::method_call(path.as_str(), "A").interface("a.b");
+        call.destination(owner.clone()).build(&()).unwrap()
+    };
+    let longest = call(LONGEST - call(8).data().len());
+    assert!((LONGEST - 16..=LONGEST).contains(&longest.data().len()));
+    let member = longest.header();
+    let reply = bus.call_method(
+        Some(owner.clone()),
+        member.path().unwrap(),
+        Some("a.b"),
+        member.member().unwrap(),
+        &(),
+    );
+    let refused = reply.await.unwrap_err().to_string();
+    assert!(refused.contains("longer than a bus takes"), "{refused}");
+    still_well(&mut daemon).await;
+    assert!(daemon.log().len() < 100_000, "a log of {} bytes", daemon.log().len());
+}

@@ -16,6 +16,7 @@ mod pipe;
 mod polkit;
 mod request;
 mod session;
+mod socket;
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -26,11 +27,10 @@ use futures::StreamExt;
 use nestd_proto::dbus::{NAME, PATH};
 use tokio::sync::{broadcast, watch};
 use tokio_util::task::TaskTracker;
-use zbus::connection::Builder;
 use zbus::fdo::{self, RequestNameFlags, RequestNameReply};
 use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
-use zbus::{Connection, OwnedVariant, Variant};
+use zbus::{Address, Connection, OwnedVariant, Variant};
 
 use crate::api::Core;
 use crate::governor::{Change, Report};
@@ -96,13 +96,17 @@ impl Server {
             telling: TaskTracker::new(),
             sessions: Arc::default(),
         };
-        let builder = match bus {
-            Bus::System => Builder::system(),
-            Bus::Session => Builder::session(),
-            Bus::Address(address) => Builder::address(address),
+        let address = match bus {
+            Bus::System => Address::system()?,
+            Bus::Session => Address::session()?,
+            Bus::Address(address) => Address::try_from(address)?,
         };
         let manager = Checked { inner: Manager(parts.clone()), parts: parts.clone() };
-        let connection = builder.method_timeout(BUS_ANSWERS).serve_at(PATH, manager).build().await?;
+        let connection = socket::builder(address)?
+            .method_timeout(BUS_ANSWERS)
+            .serve_at(PATH, manager)
+            .build()
+            .await?;
         // Before the name is taken: nobody can call yet.
         let object = Checked { inner: Governor::new(parts.clone()), parts: parts.clone() };
         connection.object_server().at(PATH, object).await?;
