@@ -131,6 +131,10 @@ pub struct Grpc {
     pub socket_group: String,
     /// How often a silent client is asked whether it is still there; 0: never. On TCP, too.
     pub keepalive_s: f64,
+    /// Connections at once, those on TCP included.
+    pub connections: u32,
+    /// Those of one user.
+    pub connections_per_user: u32,
 }
 
 /// Which bus to be on.
@@ -211,6 +215,8 @@ impl Config {
                 socket_mode: read.parsed("grpc.socket_mode", mode),
                 socket_group: read.string("grpc.socket_group"),
                 keepalive_s: read.f64("grpc.keepalive_s", 0.0..=86_400.0),
+                connections: read.u32("grpc.connections", 1..=65_536),
+                connections_per_user: read.u32("grpc.connections_per_user", 1..=65_536),
             },
             tcp: tcp::read(&mut read),
             bus: read.parsed("dbus.bus", bus),

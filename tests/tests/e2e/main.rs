@@ -13,6 +13,7 @@ mod governor;
 mod health;
 mod hostile;
 mod hostile_dbus;
+mod hostile_grpc;
 mod ids;
 mod logprobs;
 mod metrics;
