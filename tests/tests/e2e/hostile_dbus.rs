@@ -191,7 +191,8 @@ async fn a_call_as_long_as_the_bus_takes_it_ends_nothing() {
     let call = |length: usize| {
         let path = format!("/{}", "x".repeat(length));
         let call = zbus::Message::method_call(path.as_str(), "A").interface("a.b");
-        call.destination(owner.clone()).build(&()).unwrap()
+        let call = call.sender(bus.unique_name().unwrap()).destination(owner.clone());
+        call.build(&()).unwrap()
     };
     let longest = call(LONGEST - call(8).data().len());
     assert!((LONGEST - 16..=LONGEST).contains(&longest.data().len()));

@@ -170,3 +170,27 @@ fn is_absent(error: &zbus::Error) -> bool {
             | fdo::Error::SpawnServiceNotFound(_)
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(uid: u32) -> Client {
+        Client { uid: Some(uid), ..Client::default() }
+    }
+
+    #[test]
+    fn few_questions_are_open() {
+        let polkit = Polkit::new(true);
+        let of_one: Vec<_> =
+            (0..OPEN_OF_ONE).map(|_| polkit.question(&client(7)).unwrap()).collect();
+        assert!(matches!(polkit.question(&client(7)), Err(Error::Busy { .. })));
+        let others: Vec<_> =
+            (8..).map_while(|uid| polkit.question(&client(uid)).ok()).take(OPEN).collect();
+        assert_eq!(of_one.len() + others.len(), OPEN);
+        drop(of_one);
+        assert!(polkit.question(&client(7)).is_ok());
+        drop(others);
+        assert!(polkit.open().is_empty());
+    }
+}
