@@ -34,8 +34,8 @@ pub struct Connections(Arc<Open>);
 struct Open {
     total: usize,
     per_user: usize,
-    /// Of each account.
-    open: Mutex<HashMap<String, usize>>,
+    /// How many each account has.
+    by_account: Mutex<HashMap<String, usize>>,
     refusals: Seldom,
 }
 
@@ -43,12 +43,12 @@ impl Connections {
     /// None yet, and at most so many.
     #[must_use]
     pub fn new(total: usize, per_user: usize) -> Self {
-        let open = Mutex::default();
-        Self(Arc::new(Open { total, per_user, open, refusals: Seldom::default() }))
+        let by_account = Mutex::default();
+        Self(Arc::new(Open { total, per_user, by_account, refusals: Seldom::default() }))
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<String, usize>> {
-        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.by_account.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An open connection of this client, which gets its name. None: there are too many, and it is closed.
