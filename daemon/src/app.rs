@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
@@ -28,6 +29,9 @@ use crate::types::{State, Table};
 
 /// How long connections may take to close when everything else is over.
 const CLOSE: Duration = Duration::from_secs(2);
+
+/// Open files that a process may have, as a rule.
+const SOFT_FILES: u64 = 1024;
 
 /// What ends the daemon other than a signal.
 type Fatal = Box<dyn std::error::Error + Send + Sync>;
@@ -60,12 +64,12 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     let core = Core { service: Arc::clone(&service), governor: Arc::clone(&governor), gate };
     let stop = CancellationToken::new();
     let settings = grpc::Settings {
-        prompt_bytes: config.limits.prompt_bytes,
+        connections: connections(&config),
         keepalive: Some(Duration::from_secs_f64(config.grpc.keepalive_s))
             .filter(|interval| !interval.is_zero()),
     };
     let mut grpc: JoinHandle<Result<(), Fatal>> = tokio::spawn({
-        let (core, stop) = (core.clone(), stop.clone());
+        let (core, settings, stop) = (core.clone(), settings.clone(), stop.clone());
         async move { Ok(listener.run(core, settings, stop).await?) }
     });
     let metrics = serve_metrics(&config, &core, &stop).await;
@@ -127,6 +131,23 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     service.sessions().kept().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// As many connections as are configured, and as the process may have: it needs files for other things, too.
+fn connections(config: &Config) -> grpc::Connections {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Ok(hard)
+    });
+    let files = raised.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+        SOFT_FILES
+    });
+    let total = u64::from(config.grpc.connections).min(files / 2);
+    grpc::Connections::new(
+        usize::try_from(total).unwrap_or(usize::MAX),
+        config.grpc.connections_per_user as usize,
+    )
 }
 
 /// Serves the metrics. What needs the daemon does not need them: a failure is told, and nothing else.

@@ -1,5 +1,5 @@
 //! A private message bus: dbus-daemon with the policy of a session bus, but for
-//! any user, on a socket of its own.
+//! any user, on a socket of its own. Messages may be as long as on a system bus.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -22,7 +22,8 @@ impl Bus {
             format!(
                 "<busconfig><type>session</type><listen>unix:path={}</listen>\
                  <policy context='default'><allow send_destination='*' eavesdrop='true'/>\
-                 <allow eavesdrop='true'/><allow own='*'/><allow user='*'/></policy></busconfig>",
+                 <allow eavesdrop='true'/><allow own='*'/><allow user='*'/></policy>\
+                 <limit name='max_message_size'>33554432</limit></busconfig>",
                 socket.display()
             ),
         )

@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Builder {
     settings: String,
     without_bus: bool,
+    on_system_bus: bool,
     for_any_user: bool,
 }
 
@@ -59,6 +60,13 @@ impl Builder {
         self
     }
 
+    /// Has the daemon take the test's bus for the system bus, on which it asks polkit.
+    #[must_use]
+    pub fn on_system_bus(mut self) -> Self {
+        self.on_system_bus = true;
+        self
+    }
+
     /// Lets other users reach the socket and the bus.
     #[must_use]
     pub fn for_any_user(mut self) -> Self {
@@ -83,7 +91,8 @@ impl Builder {
             std::fs::set_permissions(folder.path(), open).expect("it is the test's own");
         }
         let bus = (!self.without_bus).then(|| Bus::start(folder.path()));
-        let address = bus.as_ref().map_or("off", Bus::address);
+        let address =
+            if self.on_system_bus { "system" } else { bus.as_ref().map_or("off", Bus::address) };
         let models = folder.path().join("models");
         std::fs::create_dir(&models).expect("the folder is writable");
         let defaults = [
@@ -127,6 +136,8 @@ fn command(folder: &Path) -> Command {
         .arg("--config")
         .arg(folder.join("nestd.toml"))
         .env("NOTIFY_SOCKET", folder.join("notify"))
+        // Where the test's bus is.
+        .env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", folder.join("bus").display()))
         .stderr(log.expect("the folder is writable"));
     command
 }

@@ -230,11 +230,13 @@ fn from_fdo(error: fdo::Error) -> Error {
             "nestd is not on this bus ({NAME} has no owner): start it with `systemctl start nestd`"
         )),
         fdo::Error::NoReply(_) | fdo::Error::Disconnected(_) => Error::disconnected(),
-        fdo::Error::AccessDenied(message) => Error::failed(
-            ErrorReason::NotAllowed,
-            format!("the bus does not let this user call nestd: {message}"),
-            BTreeMap::new(),
-        ),
+        // nestd itself refuses to tell all properties of an object with this error; else it is the bus.
+        fdo::Error::AccessDenied(message) if message.starts_with("not allowed: ") => {
+            Error::not_allowed(message)
+        }
+        fdo::Error::AccessDenied(message) => {
+            Error::not_allowed(format!("the bus does not let this user call nestd: {message}"))
+        }
         fdo::Error::UnknownMethod(_)
         | fdo::Error::UnknownInterface(_)
         | fdo::Error::UnknownObject(_) => Error::failed(

@@ -111,6 +111,12 @@ impl Gate {
 }
 
 impl Call {
+    /// Whether it makes a request, which the metrics count when it is refused, too.
+    pub(crate) fn is_request(&self) -> bool {
+        ["nestd.v1.Inference/Generate", "nestd.v1.Sessions/Prewarm"].contains(&self.grpc)
+            || self.dbus == "Manager1.GenerateToFd"
+    }
+
     /// What a client is told that has not the class; `more` is another reason, or nothing.
     pub(crate) fn refusal(&self, table: &Table, more: &str) -> Error {
         let what = format!("{} is for {} in nestd's settings", self.what, table.who(self.class));

@@ -19,6 +19,9 @@ use crate::types::Error;
 /// The key of a request's number in what tells its end.
 const REQUEST_ID: &str = "request_id";
 
+/// What a message may have beside its text.
+const OVERHEAD_BYTES: usize = 1 << 20;
+
 /// What both APIs stand on.
 #[derive(Clone)]
 pub struct Core {
@@ -28,6 +31,13 @@ pub struct Core {
     pub governor: Arc<Governor>,
     /// Who may do what.
     pub gate: Arc<Gate>,
+}
+
+impl Core {
+    /// A request's message is its text, at most this much over it: the limits that are in force.
+    fn message_bytes(&self) -> usize {
+        self.service.prompt_bytes() as usize + OVERHEAD_BYTES
+    }
 }
 
 /// What the contracts have room for, and a later version brings.

@@ -31,6 +31,10 @@ pub use metrics::Listen;
 /// The shipped file, which holds every key with its default.
 pub const DEFAULTS: &str = include_str!("../../../systemd/nestd.toml");
 
+/// Text that one message may have to carry, in bytes: with three for each, as D-Bus needs where the text is
+/// bad, it stays below the 32 MiB at which the system bus cuts off who sends more.
+const MOST_TEXT: u32 = 8 << 20;
+
 /// Everything that can be set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -127,6 +131,10 @@ pub struct Grpc {
     pub socket_group: String,
     /// How often a silent client is asked whether it is still there; 0: never. On TCP, too.
     pub keepalive_s: f64,
+    /// Connections at once, those on TCP included.
+    pub connections: u32,
+    /// Those of one user.
+    pub connections_per_user: u32,
 }
 
 /// Which bus to be on.
@@ -207,6 +215,8 @@ impl Config {
                 socket_mode: read.parsed("grpc.socket_mode", mode),
                 socket_group: read.string("grpc.socket_group"),
                 keepalive_s: read.f64("grpc.keepalive_s", 0.0..=86_400.0),
+                connections: read.u32("grpc.connections", 1..=65_536),
+                connections_per_user: read.u32("grpc.connections_per_user", 1..=65_536),
             },
             tcp: tcp::read(&mut read),
             bus: read.parsed("dbus.bus", bus),
@@ -217,10 +227,10 @@ impl Config {
                 queued_requests: read.u32("limits.queued_requests", 0..=4096),
                 max_tokens: read.u32("limits.max_tokens", 1..=131_072),
                 default_max_tokens: read.u32("limits.default_max_tokens", 1..=131_072),
-                prompt_bytes: read.u32("limits.prompt_bytes", 1..=16 << 20),
+                prompt_bytes: read.u32("limits.prompt_bytes", 1..=MOST_TEXT),
             },
             quotas: quotas::read(&mut read),
-            buffer_bytes: read.u32("limits.buffer_bytes", 1024..=64 << 20) as usize,
+            buffer_bytes: read.u32("limits.buffer_bytes", 1024..=MOST_TEXT) as usize,
             drain_ms: read.u64("limits.drain_ms", 0..=3_600_000),
             log_level: read.parsed("log.level", log_level),
             elastic: elastic::Settings {

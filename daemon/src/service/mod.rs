@@ -178,6 +178,12 @@ impl Service {
         limits
     }
 
+    /// Text that one request may have.
+    #[must_use]
+    pub fn prompt_bytes(&self) -> u32 {
+        self.settings().limits.prompt_bytes
+    }
+
     fn apply_limits(&self) {
         let limits = self.limits();
         let engine = self.status.borrow().loaded.as_ref().map(|loaded| loaded.engine);

@@ -1,6 +1,10 @@
 //! Everything that can go wrong for a client, as one enum. Each transport maps it in one place;
 //! `docs/errors.md` is the table.
 
+/// Text that a client is told of one value or sentence, in bytes: what it sent itself may be in it, and a
+/// bus or a peer cuts off who sends too much.
+const TEXT: usize = 1024;
+
 /// Why a call or a request failed. The display text is a sentence for a person that says what to do.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
@@ -164,22 +168,30 @@ impl Error {
         }
     }
 
+    /// The sentence for the client, as long as transports carry it.
+    #[must_use]
+    pub fn told(&self) -> String {
+        bounded(&self.to_string())
+    }
+
     /// The sentence for the log: without what is wrong with a value, which may quote a prompt.
     #[must_use]
     pub fn logged(&self) -> String {
         match self {
-            Self::InvalidArgument { field, .. } => format!("{field}: is not valid"),
-            other => other.to_string(),
+            Self::InvalidArgument { field, .. } => format!("{}: is not valid", bounded(field)),
+            other => other.told(),
         }
     }
 
-    /// The numbers and names of the error, the same on every transport.
+    /// The numbers and names of the error, the same on every transport, and as long as transports carry
+    /// them.
     #[must_use]
     pub fn details(&self) -> Vec<(&'static str, Detail)> {
-        use Detail::{Number, Text};
+        use Detail::Number;
+        let text = |text: &str| Detail::Text(bounded(text));
         match self {
-            Self::InvalidArgument { field, .. } => vec![("field", Text(field.clone()))],
-            Self::Unsupported { what, .. } => vec![("what", Text(what.clone()))],
+            Self::InvalidArgument { field, .. } => vec![("field", text(field))],
+            Self::Unsupported { what, .. } => vec![("what", text(what))],
             Self::ContextTooLong { prompt_tokens, max_tokens, context_tokens } => vec![
                 ("prompt_tokens", Number((*prompt_tokens).into())),
                 ("max_tokens", Number((*max_tokens).into())),
@@ -192,16 +204,16 @@ impl Error {
             Self::OverQuota { limit, retry_after_ms, .. } => {
                 vec![("limit", Number(*limit)), ("retry_after_ms", Number(*retry_after_ms))]
             }
-            Self::SessionNotFound { session } => vec![("session", Text(session.clone()))],
+            Self::SessionNotFound { session } => vec![("session", text(session))],
             Self::Busy { retry_after_ms, .. } => {
                 vec![("retry_after_ms", Number(*retry_after_ms))]
             }
             Self::ModelNotFound { model } | Self::ModelInvalid { model, .. } => {
-                vec![("model", Text(model.clone()))]
+                vec![("model", text(model))]
             }
             Self::InsufficientMemory { model, size, need_mib, available_mib } => vec![
-                ("model", Text(model.clone())),
-                ("size", Text(size.clone())),
+                ("model", text(model)),
+                ("size", text(size)),
                 ("need_mib", Number(*need_mib)),
                 ("available_mib", Number(*available_mib)),
             ],
@@ -223,5 +235,52 @@ impl Error {
             Self::OverQuota { retry_after_ms, .. } if *retry_after_ms > 0 => Some(*retry_after_ms),
             _ => None,
         }
+    }
+}
+
+/// The text, cut off behind the last whole character that is carried.
+pub(crate) fn bounded(text: &str) -> String {
+    match text.char_indices().map(|(at, _)| at).find(|at| *at > TEXT) {
+        Some(end) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_is_told_is_bounded() {
+        let long = || "\u{7}ä".repeat(1 << 20);
+        let errors = [
+            Error::invalid(long(), format!("{:?}", long())),
+            Error::unsupported(long(), long()),
+            Error::OverQuota { what: long(), limit: 1, retry_after_ms: 0 },
+            Error::SessionNotFound { session: long() },
+            Error::Busy { why: long(), retry_after_ms: 1 },
+            Error::ModelNotLoaded { problem: long() },
+            Error::ModelNotFound { model: long() },
+            Error::ModelInvalid { model: long(), problem: long() },
+            Error::InsufficientMemory {
+                model: long(),
+                size: long(),
+                need_mib: 1,
+                available_mib: 1,
+            },
+            Error::NotAllowed { what: long() },
+            Error::Internal(long()),
+        ];
+        for error in errors {
+            let mut texts = vec![error.told(), error.logged()];
+            texts.extend(error.details().into_iter().filter_map(|(_, detail)| match detail {
+                Detail::Text(text) => Some(text),
+                Detail::Number(_) => None,
+            }));
+            for text in texts {
+                assert!(text.len() <= TEXT + 32, "{} bytes: {}", text.len(), error.name());
+            }
+        }
+        assert_eq!(Error::invalid("a", "ä").told(), "a: ä");
     }
 }

@@ -11,6 +11,7 @@ mod session;
 
 pub use access::{Access, Class, Entry, Table};
 pub use client::Client;
+pub(crate) use error::bounded;
 pub use error::{Detail, Error};
 pub use event::{
     Event, FinishReason, Finished, Logprob, Stage, Text, Timings, TokenLogprobs, Usage,

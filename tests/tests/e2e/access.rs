@@ -19,7 +19,8 @@ const CONTROLS: [&[&str]; 4] = [
 ];
 
 fn open() -> Builder {
-    Builder::sim().set("sim.tokens_per_s", "2000.0").set("governor.enabled", "true").for_any_user()
+    let builder = Builder::sim().set("sim.tokens_per_s", "2000.0").set("governor.enabled", "true");
+    builder.for_any_user().on_system_bus()
 }
 
 #[tokio::test]
@@ -82,8 +83,11 @@ async fn the_table_lets_users_and_groups_in_from_the_next_call_on() {
 
         daemon.change("access.use", "['@daemon']");
         member.may(&daemon, &[transport, "ask", "a"]);
+        let ended = daemon.grpc().await.requests().await.unwrap().ended_requests;
         let told = nobody.may_not(&daemon, &[transport, "ask", "a"]);
         assert!(told.contains("access.use (@daemon) or access.control"), "{told}");
+        let counted = daemon.grpc().await.requests().await.unwrap().ended_requests;
+        assert_eq!(counted, ended + 1, "{transport}");
         nobody.may(&daemon, &[transport, "status"]);
         daemon.change("access.use", "['*']");
     }
@@ -169,6 +173,17 @@ async fn polkit_allows_on_the_bus_what_the_table_does_not() {
     drop(mock);
     let told = nobody.may_not(&daemon, &["--dbus", "load"]);
     assert!(told.contains("is not on the bus"), "{told}");
+}
+
+/// On a bus that is not the system's, anybody may have its name.
+#[tokio::test]
+async fn polkit_is_asked_on_the_system_bus_only() {
+    let daemon = Builder::sim().for_any_user().start();
+    let Some(nobody) = User::nobody(&daemon) else { return };
+    let mock = polkit(&daemon).await;
+    tell(&mock, "AllowUnknown", &(true,)).await;
+    let told = nobody.may_not(&daemon, &["--dbus", "unload"]);
+    assert!(told.ends_with("and polkit is asked on the system bus only"), "{told}");
 }
 
 /// A polkit that remembers what it was asked, and wants a person to authenticate.

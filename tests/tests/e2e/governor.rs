@@ -228,6 +228,21 @@ async fn one_user_cannot_hold_without_end() {
 }
 
 #[tokio::test]
+async fn a_hold_that_nobody_waits_for_any_more_ends() {
+    let device = Device::default();
+    let daemon = sim(&device);
+    for (_, client) in daemon.both().await {
+        for number in 0..50 {
+            let wish = HoldRequest { no_background: true, ..HoldRequest::default() };
+            // Given up somewhere on the way.
+            let _ =
+                tokio::time::timeout(Duration::from_micros(number * 40), client.hold(wish)).await;
+        }
+        told(&client, |report| report.holds.is_empty()).await;
+    }
+}
+
+#[tokio::test]
 async fn a_pin_survives_a_restart_and_a_hold_does_not() {
     let device = Device::on_battery(90);
     let folder = tempfile::tempdir().unwrap();

@@ -14,6 +14,8 @@ mod foreground;
 mod governor;
 mod health;
 mod hostile;
+mod hostile_dbus;
+mod hostile_grpc;
 mod ids;
 mod logprobs;
 mod metrics;

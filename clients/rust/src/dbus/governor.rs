@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use futures::{StreamExt, future::ready};
 use nestd_proto::dbus::PATH;
 use nestd_proto::v1::{ActiveHold, GovernorReport, HoldEvent, HoldRequest, Readings, SizeChange};
+use tokio::sync::oneshot;
 use zbus::{OwnedVariant, Variant};
 
 use super::{Dbus, GOVERNOR, convert::carried, watch};
@@ -40,8 +41,14 @@ impl Dbus {
         if no_background {
             options.insert("no_background", true.into());
         }
-        let id: u64 = self.call_at(PATH, GOVERNOR, "Hold", &options).await?;
-        let held = Held { dbus: self.clone(), id };
+        let (called, held) = oneshot::channel();
+        let dbus = self.clone();
+        // The task makes the call: if nobody waits for the hold any more, it is dropped, which ends it.
+        tokio::spawn(async move {
+            let id = dbus.call_at(PATH, GOVERNOR, "Hold", &options).await;
+            let _ = called.send(id.map(|id| Held { dbus, id }));
+        });
+        let held = held.await.map_err(|_| Error::disconnected())??;
         let mut told = None;
         let events = watch::governor(self.clone()).await?.filter_map(move |report| {
             // The stream owns the whole hold, not only its number: dropping it ends the hold.

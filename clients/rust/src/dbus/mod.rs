@@ -128,7 +128,7 @@ impl Dbus {
         request::start(self.clone(), &token, true, call).await
     }
 
-    /// As `generate`, but the text goes into `fd`, a pipe or stream socket, and the events have none.
+    /// As `generate`, but the text goes into `fd`, a pipe or a Unix stream socket, and the events have none.
     /// The daemon closes its end after the last byte.
     pub async fn generate_to_fd(
         &self,

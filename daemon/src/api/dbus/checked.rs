@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use zbus::message::{Flags, Header};
@@ -11,17 +10,16 @@ use zbus::names::{InterfaceName, MemberName};
 use zbus::object_server::{DispatchResult, Interface, SignalEmitter};
 use zbus::{BoxDBusError, Connection, Message, ObjectServer, OwnedVariant, Variant, fdo};
 
-use super::caller::client;
+use super::Parts;
+use super::convert::clean;
 use super::error::Failure;
-use super::polkit;
-use crate::api::Gate;
 use crate::api::access::{CALLS, Call};
 use crate::types::{Class, Error};
 
 /// An interface behind the check.
 pub(super) struct Checked<I> {
     pub(super) inner: I,
-    pub(super) gate: Arc<Gate>,
+    pub(super) parts: Parts,
 }
 
 impl<I: Interface> Checked<I> {
@@ -32,19 +30,28 @@ impl<I: Interface> Checked<I> {
         call: &Call,
         header: &Header<'_>,
         connection: &Connection,
-    ) -> Result<(), Failure> {
-        let table = self.gate.table();
+    ) -> Result<(), Error> {
+        let (bytes, most) = (header.primary().body_len() as usize, self.parts.core.message_bytes());
+        if bytes > most {
+            let problem = format!("{bytes} bytes, and at most {most} are taken");
+            return Err(Error::invalid("the call's body", problem));
+        }
+        let table = self.parts.core.gate.table();
         if table.is_open(call.class) {
             return Ok(());
         }
-        let client = client(header, connection).await?;
+        let client = self.parts.callers.client(header, connection).await?;
         if table.allows(&client, call.class) {
             return Ok(());
         }
         let mut why = String::new();
         if call.class == Class::Control {
             let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
-            match polkit::authorize(connection, header, call.action, interactive).await {
+            // Its path is in the list while polkit is asked, so that it is noticed when it leaves.
+            let (asking, client) = self.parts.callers.caller(None, header, connection).await?;
+            let question = self.parts.polkit.question(&client)?;
+            let asked = question.ask(connection, header, call.action, interactive, &asking.gone);
+            match asked.await {
                 Ok(()) => {
                     tracing::info!(%client, action = call.action, "polkit allows it");
                     return Ok(());
@@ -54,7 +61,7 @@ impl<I: Interface> Checked<I> {
         }
         let (method, class) = (call.dbus, call.class.name());
         tracing::info!(%client, method, class, why, "refused");
-        Err(call.refusal(&table, &why).into())
+        Err(call.refusal(&table, &why))
     }
 
     /// The call of a member of this interface, `*` for its properties.
@@ -68,7 +75,7 @@ impl<I: Interface> Checked<I> {
         &self,
         header: Option<&Header<'_>>,
         connection: &Connection,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Error> {
         // Without a header it is the daemon itself that reads, for a signal.
         let Some(header) = header else { return Ok(()) };
         let unknown = || Error::NotAllowed { what: "these properties have no class".into() };
@@ -95,7 +102,7 @@ impl<I: Interface> Interface for Checked<I> {
         emitter: &SignalEmitter<'_>,
     ) -> Option<Result<OwnedVariant, BoxDBusError>> {
         if let Err(refused) = self.check_properties(header, connection).await {
-            return Some(Err(Box::new(refused)));
+            return Some(Err(Box::new(Failure::from(refused))));
         }
         self.inner.get(property_name, server, connection, header, emitter).await
     }
@@ -109,7 +116,7 @@ impl<I: Interface> Interface for Checked<I> {
     ) -> fdo::Result<HashMap<String, OwnedVariant>> {
         // zbus takes errors of the bus's own here, and none of ours.
         if let Err(refused) = self.check_properties(header, connection).await {
-            return Err(fdo::Error::AccessDenied(refused.to_string()));
+            return Err(fdo::Error::AccessDenied(clean(&refused.told()).into_owned()));
         }
         self.inner.get_all(server, connection, header, emitter).await
     }
@@ -153,7 +160,12 @@ impl<I: Interface> Interface for Checked<I> {
                 let header = message.header();
                 match self.check(call, &header, connection).await {
                     Ok(()) => answer.await,
-                    Err(refused) => Err(Box::new(refused) as BoxDBusError),
+                    Err(refused) => {
+                        if call.is_request() {
+                            self.parts.core.service.metrics().refused(None, &refused);
+                        }
+                        Err(Box::new(Failure::from(refused)) as BoxDBusError)
+                    }
                 }
             })),
             // None of ours changes itself.

@@ -332,7 +332,7 @@ pub(super) fn activity(activity: &Activity) -> (Vec<Dict>, Dict) {
 
 pub(super) fn model(listed: &Listed) -> Dict {
     let info = listed.info.as_ref();
-    let problem = info.err().map(ToString::to_string).unwrap_or_default();
+    let problem = info.err().map(Error::told).unwrap_or_default();
     let sizes: Vec<(String, f64, u64)> = info.map_or_else(
         |_| Vec::new(),
         |info| {

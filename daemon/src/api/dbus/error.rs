@@ -24,7 +24,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self {
             name: name(&error),
-            message: convert::clean(&error.to_string()).into_owned(),
+            message: convert::clean(&error.told()).into_owned(),
             details: details(&error),
         }
     }

@@ -1,7 +1,5 @@
 //! The interface `org.nestd.Governor1`.
 
-use std::sync::Arc;
-
 use nestd_policy::decide::Decision;
 use nestd_policy::holds::Hold;
 use nestd_policy::snapshot::Snapshot;
@@ -9,18 +7,16 @@ use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedVariant, Variant, fdo, interface};
 
-use super::caller::caller;
+use super::Parts;
 use super::convert::{Options, clean, string, wish};
 use super::error::Failure;
-use super::handles::Handles;
 use super::held::Held;
 use crate::governor::{Change, Report};
 use crate::types::Error;
 
 /// The object's second interface.
 pub(super) struct Governor {
-    core: Arc<crate::governor::Governor>,
-    handles: Handles,
+    parts: Parts,
     holds: Held,
 }
 
@@ -30,12 +26,12 @@ type HoldRow = (u64, String, String, String, bool, String);
 type ChangeRow = (String, String, String, u64);
 
 impl Governor {
-    pub(super) fn new(governor: Arc<crate::governor::Governor>, handles: Handles) -> Self {
-        Self { core: governor, handles, holds: Held::default() }
+    pub(super) fn new(parts: Parts) -> Self {
+        Self { parts, holds: Held::default() }
     }
 
     fn report(&self) -> Report {
-        self.core.report()
+        self.parts.core.governor.report()
     }
 
     fn decided<T: Default>(&self, part: impl Fn(&Decision) -> T) -> T {
@@ -220,8 +216,8 @@ impl Governor {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<u64, Failure> {
         let wish = wish(options)?;
-        let (handle, client) = caller(&self.handles, None, &header, connection).await?;
-        let held = self.core.hold(&client, wish)?;
+        let (handle, client) = self.parts.callers.caller(None, &header, connection).await?;
+        let held = self.parts.core.governor.hold(&client, wish)?;
         let id = held.id();
         self.holds.keep(id, held, client.name, handle);
         Ok(id)
@@ -241,8 +237,8 @@ impl Governor {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), Failure> {
-        let (_handle, client) = caller(&self.handles, None, &header, connection).await?;
-        Ok(self.core.pin(&client, &size).await?)
+        let (_handle, client) = self.parts.callers.caller(None, &header, connection).await?;
+        Ok(self.parts.core.governor.pin(&client, &size).await?)
     }
 }
 

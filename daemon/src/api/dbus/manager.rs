@@ -1,27 +1,21 @@
 //! `org.nestd.Manager1`: decode, call the service, encode. The documentation of each member is in
 //! proto/dbus/org.nestd.Manager1.xml, which a test compares with the live interface.
 
-use tokio_util::task::TaskTracker;
 use zbus::message::Header;
 use zbus::{Connection, OwnedFd, OwnedObjectPath, interface};
 
-use super::caller::caller;
+use super::Parts;
 use super::convert::{self, Dict, Messages, Options};
 use super::error::Failure;
-use super::handles::Handles;
 use super::held::Held;
 use super::pipe::Pipe;
 use super::request::{self, NewRequest};
 use super::session;
-use crate::api::Core;
 use crate::types::{Error, GenerateRequest};
 
 /// The object at `/org/nestd/Nestd1`.
 pub(super) struct Manager {
-    pub(super) core: Core,
-    pub(super) handles: Handles,
-    /// The requests whose callers have not been told their end.
-    pub(super) telling: TaskTracker,
+    pub(super) parts: Parts,
     /// Leases of the foreground.
     pub(super) leases: Held,
 }
@@ -37,49 +31,55 @@ impl Manager {
 
     #[zbus(property)]
     fn state(&self) -> String {
-        convert::state(&self.core.service.report().status).into()
+        convert::state(&self.parts.core.service.report().status).into()
     }
 
     #[zbus(property)]
     fn model(&self) -> String {
-        self.core.service.report().status.model().into()
+        self.parts.core.service.report().status.model().into()
     }
 
     #[zbus(property)]
     fn engine(&self) -> String {
-        let loaded = self.core.service.report().status.loaded;
+        let loaded = self.parts.core.service.report().status.loaded;
         loaded.map_or_else(String::new, |loaded| loaded.engine.name().into())
     }
 
     #[zbus(property)]
     fn active_size(&self) -> String {
-        self.core.service.report().status.loaded.map_or_else(String::new, |loaded| loaded.size)
+        self.parts
+            .core
+            .service
+            .report()
+            .status
+            .loaded
+            .map_or_else(String::new, |loaded| loaded.size)
     }
 
     #[zbus(property)]
     fn available_sizes(&self) -> Vec<String> {
-        self.core.service.report().status.loaded.map_or_else(Vec::new, |loaded| loaded.sizes)
+        self.parts.core.service.report().status.loaded.map_or_else(Vec::new, |loaded| loaded.sizes)
     }
 
     #[zbus(property)]
     fn problem(&self) -> String {
-        self.core.service.report().status.problem
+        self.parts.core.service.report().status.problem
     }
 
     #[zbus(property)]
     fn foreground(&self) -> Dict {
-        let lease = self.core.service.foreground().in_force();
+        let lease = self.parts.core.service.foreground().in_force();
         lease.as_ref().map(convert::lease).unwrap_or_default()
     }
 
     #[zbus(out_args("status"))]
     fn get_status(&self) -> Dict {
-        convert::report(&self.core.service.report())
+        convert::report(&self.parts.core.service.report())
     }
 
     #[zbus(out_args("requests", "totals"))]
     fn list_requests(&self) -> (Vec<Dict>, Dict) {
-        convert::activity(&self.core.service.activity())
+        convert::activity(&self.parts.core.service.activity())
     }
 
     #[zbus(out_args("request"))]
@@ -116,9 +116,9 @@ impl Manager {
     ) -> Result<OwnedObjectPath, Failure> {
         let options = convert::session_options(options)?;
         let messages = convert::messages(messages)?;
-        let (handle, client) = caller(&self.handles, None, &header, connection).await?;
-        let made = self.core.service.create_session(&client, messages, options).await?;
-        session::announce(&self.session(), &handle, &client, &made.id, connection).await
+        let (handle, client) = self.parts.callers.caller(None, &header, connection).await?;
+        let made = self.parts.core.service.create_session(&client, messages, options).await?;
+        session::announce(&self.parts, &handle, &client, &made.id, connection).await
     }
 
     #[zbus(out_args("sessions"))]
@@ -127,8 +127,8 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<Vec<Dict>, Failure> {
-        let (_handle, client) = caller(&self.handles, None, &header, connection).await?;
-        Ok(self.core.service.sessions().list(&client).iter().map(convert::session).collect())
+        let (_handle, client) = self.parts.callers.caller(None, &header, connection).await?;
+        Ok(self.parts.core.service.sessions().list(&client).iter().map(convert::session).collect())
     }
 
     #[zbus(out_args("tokens"))]
@@ -139,13 +139,13 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<u32, Failure> {
         let messages = convert::messages(messages)?;
-        let (_handle, client) = caller(&self.handles, None, &header, connection).await?;
-        Ok(self.core.service.count_tokens(&client, messages).await?)
+        let (_handle, client) = self.parts.callers.caller(None, &header, connection).await?;
+        Ok(self.parts.core.service.count_tokens(&client, messages).await?)
     }
 
     #[zbus(out_args("models"))]
     async fn list_models(&self) -> Result<Vec<Dict>, Failure> {
-        Ok(self.core.service.models().await?.iter().map(convert::model).collect())
+        Ok(self.parts.core.service.models().await?.iter().map(convert::model).collect())
     }
 
     #[zbus(out_args("request"))]
@@ -157,9 +157,9 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<NewRequest, Failure> {
         let (size, token) = convert::load_options(options)?;
-        let (handle, client) = caller(&self.handles, token, &header, connection).await?;
-        let events = self.core.governor.load(&client, &model, &size).await?;
-        request::announce(handle, events, None, client, connection, &self.telling).await
+        let (handle, client) = self.parts.callers.caller(token, &header, connection).await?;
+        let events = self.parts.core.governor.load(&client, &model, &size).await?;
+        request::announce(handle, events, None, client, connection, &self.parts.telling).await
     }
 
     async fn unload_model(
@@ -167,8 +167,8 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), Failure> {
-        let (_handle, client) = caller(&self.handles, None, &header, connection).await?;
-        Ok(self.core.service.unload(&client).await?)
+        let (_handle, client) = self.parts.callers.caller(None, &header, connection).await?;
+        Ok(self.parts.core.service.unload(&client).await?)
     }
 
     #[zbus(out_args("lease"))]
@@ -179,8 +179,8 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<u64, Failure> {
         let (app, reason) = convert::app(app)?;
-        let (handle, client) = caller(&self.handles, None, &header, connection).await?;
-        let held = self.core.service.foreground().hold(&client, app, reason)?;
+        let (handle, client) = self.parts.callers.caller(None, &header, connection).await?;
+        let held = self.parts.core.service.foreground().hold(&client, app, reason)?;
         let id = held.id();
         self.leases.keep(id, held, client.name, handle);
         Ok(id)
@@ -199,15 +199,6 @@ impl Manager {
 }
 
 impl Manager {
-    /// What the objects of sessions stand on.
-    pub(super) fn session(&self) -> session::Parts {
-        session::Parts {
-            core: self.core.clone(),
-            handles: self.handles.clone(),
-            telling: self.telling.clone(),
-        }
-    }
-
     async fn start(
         &self,
         pipe: Option<Pipe>,
@@ -217,7 +208,7 @@ impl Manager {
         connection: &Connection,
     ) -> Result<NewRequest, Failure> {
         let refused = |error| {
-            self.core.service.metrics().refused(None, &error);
+            self.parts.core.service.metrics().refused(None, &error);
             error
         };
         let options = convert::options(options).map_err(refused)?;
@@ -235,9 +226,9 @@ impl Manager {
             session: options.session,
             prewarm: false,
         };
-        let (handle, client) =
-            caller(&self.handles, options.handle_token, header, connection).await?;
-        let events = self.core.service.generate(&client, request).await?;
-        request::announce(handle, events, pipe, client, connection, &self.telling).await
+        let called = self.parts.callers.caller(options.handle_token, header, connection).await;
+        let (handle, client) = called.map_err(refused)?;
+        let events = self.parts.core.service.generate(&client, request).await?;
+        request::announce(handle, events, pipe, client, connection, &self.parts.telling).await
     }
 }

@@ -7,6 +7,7 @@
 mod caller;
 mod checked;
 mod convert;
+mod descriptors;
 mod error;
 mod governor;
 mod handles;
@@ -16,49 +17,64 @@ mod pipe;
 mod polkit;
 mod request;
 mod session;
+mod socket;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
 use nestd_proto::dbus::{NAME, PATH};
 use tokio::sync::{broadcast, watch};
 use tokio_util::task::TaskTracker;
-use zbus::connection::Builder;
 use zbus::fdo::{self, RequestNameFlags, RequestNameReply};
 use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
-use zbus::{Connection, OwnedVariant, Variant};
+use zbus::{Address, Connection, OwnedVariant, Variant};
 
 use crate::api::Core;
 use crate::governor::{Change, Report};
-use crate::service::{Lease, Service};
+use crate::service::Lease;
 use crate::types::Status;
+use caller::Callers;
 use checked::Checked;
 use governor::Governor;
-use handles::Handles;
 use held::Held;
 use manager::Manager;
-use session::Objects;
+use polkit::Polkit;
 
 /// The bus answers within this time, or a call to it fails.
 const BUS_ANSWERS: Duration = Duration::from_secs(10);
 
+/// What every object stands on. Cheap to clone.
+#[derive(Clone)]
+struct Parts {
+    core: Core,
+    callers: Callers,
+    polkit: Polkit,
+    /// The requests whose callers have not been told their end.
+    telling: TaskTracker,
+    /// The sessions whose objects are on the bus, or about to be.
+    sessions: Arc<Mutex<HashSet<String>>>,
+}
+
+impl Parts {
+    fn sessions(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A connection that owns the name and answers calls.
 pub struct Server {
     connection: Connection,
-    handles: Handles,
-    telling: TaskTracker,
+    parts: Parts,
     names: fdo::NameOwnerChangedStream,
     status: watch::Receiver<Status>,
     foreground: watch::Receiver<Option<Lease>>,
     governor: watch::Receiver<Report>,
     changes: broadcast::Receiver<Change>,
     sessions: watch::Receiver<()>,
-    objects: Objects,
-    service: Arc<Service>,
 }
 
 /// Which bus to be on.
@@ -74,32 +90,34 @@ pub enum Bus<'a> {
 impl Server {
     /// Connects, puts the object in place, and then takes the name.
     pub async fn connect(bus: Bus<'_>, core: Core) -> zbus::Result<Self> {
-        let handles = Handles::default();
         let status = core.service.watch();
-        let service = Arc::clone(&core.service);
-        let sessions = service.sessions().watch();
-        let foreground = service.foreground().watch();
-        let (report, changes) = (core.governor.watch(), core.governor.changes());
-        let governor = Governor::new(core.governor.clone(), handles.clone());
-        let telling = TaskTracker::new();
-        let gate = core.gate.clone();
-        let manager = Manager {
+        let sessions = core.service.sessions().watch();
+        let foreground = core.service.foreground().watch();
+        let (governor, changes) = (core.governor.watch(), core.governor.changes());
+        let parts = Parts {
             core,
-            handles: handles.clone(),
-            telling: telling.clone(),
-            leases: Held::default(),
+            callers: Callers::default(),
+            polkit: Polkit::new(matches!(bus, Bus::System)),
+            telling: TaskTracker::new(),
+            sessions: Arc::default(),
         };
-        let objects = Objects::new(manager.session());
-        let builder = match bus {
-            Bus::System => Builder::system(),
-            Bus::Session => Builder::session(),
-            Bus::Address(address) => Builder::address(address),
+        let address = match bus {
+            Bus::System => Address::system()?,
+            Bus::Session => Address::session()?,
+            Bus::Address(address) => Address::try_from(address)?,
         };
-        let manager = Checked { inner: manager, gate: Arc::clone(&gate) };
-        let connection =
-            builder.method_timeout(BUS_ANSWERS).serve_at(PATH, manager).build().await?;
+        let manager = Checked {
+            inner: Manager { parts: parts.clone(), leases: Held::default() },
+            parts: parts.clone(),
+        };
+        let connection = socket::builder(address)?
+            .method_timeout(BUS_ANSWERS)
+            .serve_at(PATH, manager)
+            .build()
+            .await?;
         // Before the name is taken: nobody can call yet.
-        connection.object_server().at(PATH, Checked { inner: governor, gate }).await?;
+        let object = Checked { inner: Governor::new(parts.clone()), parts: parts.clone() };
+        connection.object_server().at(PATH, object).await?;
         let names = fdo::DBusProxy::new(&connection)
             .await?
             .receive_name_owner_changed_with_args(&[(2, "")])
@@ -113,25 +131,12 @@ impl Server {
                 )));
             }
         }
-        let governor = report;
-        Ok(Self {
-            connection,
-            handles,
-            telling,
-            names,
-            status,
-            foreground,
-            governor,
-            changes,
-            sessions,
-            objects,
-            service,
-        })
+        Ok(Self { connection, parts, names, status, foreground, governor, changes, sessions })
     }
 
     /// Completes when every caller has been told the end of its requests; for the daemon's stop.
     pub fn told(&self) -> impl Future<Output = ()> + use<> {
-        let telling = self.telling.clone();
+        let telling = self.parts.telling.clone();
         async move {
             telling.close();
             telling.wait().await;
@@ -145,7 +150,7 @@ impl Server {
         let mut manager = Told::new("org.nestd.Manager1", now);
         let now = governor::properties(&self.governor.borrow_and_update())?;
         let mut governor = Told::new("org.nestd.Governor1", now);
-        self.objects.follow(&self.connection).await?;
+        session::follow(&self.parts, &self.connection).await?;
         loop {
             tokio::select! {
                 left = self.names.next() => {
@@ -153,11 +158,11 @@ impl Server {
                         return Err(zbus::Error::Failure("the bus has closed the connection".into()));
                     };
                     let left = left.args()?;
-                    self.handles.left(left.name());
-                    self.service.sessions().left(left.name());
+                    self.parts.callers.left(left.name());
+                    self.parts.core.service.sessions().left(left.name());
                 }
                 Ok(()) = self.sessions.changed() => {
-                    self.objects.follow(&self.connection).await?;
+                    session::follow(&self.parts, &self.connection).await?;
                 }
                 Ok(()) = self.status.changed() => {
                     manager.tell(&emitter, self.manager_properties()).await?;

@@ -1,24 +1,45 @@
 //! The caller's end of text without signals: a pipe or a stream socket that is written as the reader
 //! reads.
+//!
+//! The caller shares the open file, and so its flag `O_NONBLOCK`: writes here do not wait whatever it says.
 
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, PipeReader, PipeWriter, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt,
+    send, sockopt,
+};
 use nix::sys::stat::{SFlag, fstat};
-use tokio::io::AsyncWriteExt;
-use tokio::net::{UnixStream, unix::pipe};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
+use super::descriptors::{awaited, write_now};
 use crate::types::Error;
 
+/// Text that is spliced at once: what a pipe of the usual size holds whole.
+const PIECE: usize = 4096;
+
 /// A descriptor that can be waited for.
-pub(super) enum Pipe {
-    Pipe(pipe::Sender),
-    Socket(UnixStream),
+pub(super) struct Pipe {
+    fd: AsyncFd<OwnedFd>,
+    way: Way,
+}
+
+/// How to write without waiting.
+enum Way {
+    /// A socket: each write can say it.
+    Send,
+    /// A pipe: each write can say it, from Linux 6.4 on.
+    WriteNow,
+    /// An older kernel's pipe, or one with a name: through a pipe of our own, since moving what is in
+    /// there can be told not to wait.
+    Splice(PipeReader, PipeWriter),
 }
 
 impl Pipe {
-    /// Takes a descriptor from a caller. It is made non-blocking, as its writer must never wait.
+    /// Takes a descriptor from a caller.
     pub(super) fn new(fd: OwnedFd) -> Result<Self, Error> {
         let wrong = |what: String| Error::invalid("fd", what);
         let kind = fstat(&fd).map_err(|error| wrong(error.to_string()))?.st_mode;
@@ -28,25 +49,142 @@ impl Pipe {
         if OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE == OFlag::O_RDONLY {
             return Err(wrong("is not open for writing".into()));
         }
-        let pipe = if kind == SFlag::S_IFIFO {
-            pipe::Sender::from_owned_fd(fd).map(Self::Pipe)
-        } else if kind == SFlag::S_IFSOCK {
-            let socket = std::os::unix::net::UnixStream::from(fd);
-            socket
-                .set_nonblocking(true)
-                .and_then(|()| UnixStream::from_std(socket))
-                .map(Self::Socket)
+        let way = if kind == SFlag::S_IFIFO {
+            Way::WriteNow
+        } else if kind == SFlag::S_IFSOCK && is_local_stream(&fd) {
+            Way::Send
         } else {
-            return Err(wrong("is neither a pipe nor a stream socket".into()));
+            return Err(wrong("is neither a pipe nor a Unix stream socket".into()));
         };
-        pipe.map_err(|error| wrong(error.to_string()))
+        let fd = awaited(fd, Interest::WRITABLE).map_err(|error| wrong(error.to_string()))?;
+        Ok(Self { fd, way })
     }
 
     /// Writes all of it, as fast as it is read.
     pub(super) async fn write(&mut self, text: &str) -> io::Result<()> {
-        match self {
-            Self::Pipe(pipe) => pipe.write_all(text.as_bytes()).await,
-            Self::Socket(socket) => socket.write_all(text.as_bytes()).await,
+        let Self { fd, way } = self;
+        let mut rest = text.as_bytes();
+        while !rest.is_empty() {
+            let written = match way {
+                Way::Send => {
+                    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                    let sent = |fd: &OwnedFd| Ok(send(fd.as_raw_fd(), rest, flags)?);
+                    fd.async_io(Interest::WRITABLE, sent).await?
+                }
+                Way::WriteNow => {
+                    let write = |fd: &OwnedFd| write_now(fd.as_fd(), rest);
+                    if let Some(written) = fd.async_io(Interest::WRITABLE, write).await? {
+                        written
+                    } else {
+                        let (reader, writer) = io::pipe()?;
+                        *way = Way::Splice(reader, writer);
+                        0
+                    }
+                }
+                Way::Splice(reader, writer) => {
+                    // It is empty, so there is room.
+                    let written = writer.write(rest.get(..PIECE).unwrap_or(rest))?;
+                    let mut left = written;
+                    while left > 0 {
+                        let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
+                        let pass =
+                            |fd: &OwnedFd| Ok(splice(&*reader, None, fd, None, left, flags)?);
+                        left = left.saturating_sub(fd.async_io(Interest::WRITABLE, pass).await?);
+                    }
+                    written
+                }
+            };
+            rest = rest.get(written..).unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+/// Of other families, `close` may wait, too (`SO_LINGER`).
+fn is_local_stream(fd: &OwnedFd) -> bool {
+    let name = getsockname::<SockaddrStorage>(fd.as_raw_fd());
+    name.is_ok_and(|name| name.family() == Some(AddressFamily::Unix))
+        && getsockopt(fd, sockopt::SockType) == Ok(SockType::Stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{PipeReader, Read};
+    use std::os::unix::net::{UnixDatagram, UnixStream};
+
+    use futures::poll;
+    use nix::sys::stat::Mode;
+
+    use super::*;
+
+    /// The caller has `O_NONBLOCK` off, and reads late: nothing waits but the future.
+    async fn is_written_late(fd: OwnedFd, mut reader: impl Read + Send + 'static) {
+        let sent = "ä7".repeat(300_000);
+        let mut pipe = Pipe::new(fd).unwrap();
+        let mut write = Box::pin(async {
+            pipe.write(&sent).await.unwrap();
+            drop(pipe);
+        });
+        assert!(poll!(&mut write).is_pending());
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut read = String::new();
+            reader.read_to_string(&mut read).unwrap();
+            read
+        });
+        write.await;
+        assert!(reading.await.unwrap() == sent);
+    }
+
+    #[tokio::test]
+    async fn a_pipe_that_may_block_is_not_waited_for() {
+        let (reader, writer): (PipeReader, PipeWriter) = io::pipe().unwrap();
+        is_written_late(writer.into(), reader).await;
+    }
+
+    #[tokio::test]
+    async fn nor_is_one_with_a_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let opened = File::options().read(true).write(true).open(&path).unwrap();
+        let reader = File::open(&path).unwrap();
+        let writer = File::options().write(true).open(&path).unwrap();
+        drop(opened);
+        is_written_late(writer.into(), reader).await;
+    }
+
+    #[tokio::test]
+    async fn nor_is_a_socket() {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        is_written_late(writer.into(), reader).await;
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_gone_is_an_error() {
+        let (reader, writer) = io::pipe().unwrap();
+        let (other, socket) = UnixStream::pair().unwrap();
+        drop((reader, other));
+        for fd in [OwnedFd::from(writer), socket.into()] {
+            assert!(Pipe::new(fd).unwrap().write("text").await.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_stream_is_refused() {
+        let (_reader, writer) = io::pipe().unwrap();
+        let (reader, _writer) = io::pipe().unwrap();
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
+        assert!(Pipe::new(writer.into()).is_ok());
+        let refused: [OwnedFd; 4] = [
+            reader.into(),
+            UnixDatagram::unbound().unwrap().into(),
+            stream.into(),
+            File::options().write(true).open("/dev/null").unwrap().into(),
+        ];
+        for fd in refused {
+            assert!(Pipe::new(fd).is_err());
         }
     }
 }

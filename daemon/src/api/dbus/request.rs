@@ -247,7 +247,7 @@ async fn forward(
                 Request::finished(emitter, &result).await?;
             }
             Event::Failed(problem) => {
-                let (name, message) = (error::name(&problem), problem.to_string());
+                let (name, message) = (error::name(&problem), problem.told());
                 let mut details = error::details(&problem);
                 details.insert(REQUEST_ID, events.id().into());
                 *outcome.lock() = convert::failed(&name, &message, &details);

@@ -1,33 +1,21 @@
 //! `org.nestd.Session1`: one session's object. The documentation is in proto/dbus/org.nestd.Session1.xml.
 //!
-//! An object is there for as long as its session, whoever made that and over which API: [`Objects`] follows
-//! the service.
+//! An object is there for as long as its session, whoever made that and over which API: [`follow`] is called
+//! whenever one comes or goes.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use nestd_proto::dbus::SESSION_PATH;
-use tokio_util::task::TaskTracker;
 use zbus::message::Header;
 use zbus::{Connection, OwnedObjectPath, interface};
 
-use super::caller::caller;
+use super::Parts;
 use super::checked::Checked;
 use super::convert::{self, Messages, Options};
 use super::error::Failure;
-use super::handles::{Handle, Handles};
+use super::handles::Handle;
 use super::request::{self, NewRequest};
-use crate::api::Core;
-use crate::types::Client;
-
-/// What every object stands on. Cheap to clone.
-#[derive(Clone)]
-pub(super) struct Parts {
-    pub(super) core: Core,
-    pub(super) handles: Handles,
-    /// The requests whose callers have not been told their end.
-    pub(super) telling: TaskTracker,
-}
+use crate::types::{Client, Error};
 
 /// The object.
 pub(super) struct Session {
@@ -104,8 +92,8 @@ impl Session {
         token: Option<String>,
         header: &Header<'_>,
         connection: &Connection,
-    ) -> Result<(Handle, Client), Failure> {
-        caller(&self.parts.handles, token, header, connection).await
+    ) -> Result<(Handle, Client), Error> {
+        self.parts.callers.caller(token, header, connection).await
     }
 }
 
@@ -116,10 +104,20 @@ fn path(id: &str) -> zbus::Result<OwnedObjectPath> {
 async fn put(parts: &Parts, id: &str, connection: &Connection) -> zbus::Result<OwnedObjectPath> {
     let path = path(id)?;
     let inner = Session { parts: parts.clone(), id: id.to_owned() };
-    let session = Checked { inner, gate: Arc::clone(&parts.core.gate) };
+    let session = Checked { inner, parts: parts.clone() };
+    parts.sessions().insert(id.to_owned());
     // False if it is there already.
     connection.object_server().at(&path, session).await?;
     Ok(path)
+}
+
+async fn take_off(parts: &Parts, id: &str, connection: &Connection) -> zbus::Result<()> {
+    parts.sessions().remove(id);
+    match connection.object_server().remove::<Checked<Session>, _>(&path(id)?).await {
+        // Somebody else was faster.
+        Ok(_) | Err(zbus::Error::InterfaceNotFound) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Puts a session's object on the bus that was just made for a caller.
@@ -131,34 +129,28 @@ pub(super) async fn announce(
     connection: &Connection,
 ) -> Result<OwnedObjectPath, Failure> {
     let path = put(parts, id, connection).await?;
+    let sessions = parts.core.service.sessions();
     if handle.gone.is_cancelled() {
         // It left the bus before its session was there to end.
-        parts.core.service.sessions().left(&client.name);
+        sessions.left(&client.name);
+    }
+    if !sessions.ids().iter().any(|there| there == id) {
+        // It ended before its object was there to be taken off.
+        take_off(parts, id, connection).await?;
     }
     Ok(path)
 }
 
-/// The objects that are on the bus.
-pub(super) struct Objects {
-    parts: Parts,
-    known: HashSet<String>,
-}
-
-impl Objects {
-    pub(super) fn new(parts: Parts) -> Self {
-        Self { parts, known: HashSet::new() }
+/// Brings the bus to which sessions there are.
+pub(super) async fn follow(parts: &Parts, connection: &Connection) -> zbus::Result<()> {
+    // In this order: what is known and is not there now has ended, and was not made in between.
+    let known = parts.sessions().clone();
+    let now: HashSet<_> = parts.core.service.sessions().ids().into_iter().collect();
+    for id in now.difference(&known) {
+        put(parts, id, connection).await?;
     }
-
-    /// Brings the bus to which sessions there are.
-    pub(super) async fn follow(&mut self, connection: &Connection) -> zbus::Result<()> {
-        let now: HashSet<_> = self.parts.core.service.sessions().ids().into_iter().collect();
-        for id in now.difference(&self.known) {
-            put(&self.parts, id, connection).await?;
-        }
-        for id in self.known.difference(&now) {
-            connection.object_server().remove::<Checked<Session>, _>(&path(id)?).await?;
-        }
-        self.known = now;
-        Ok(())
+    for id in known.difference(&now) {
+        take_off(parts, id, connection).await?;
     }
+    Ok(())
 }

@@ -258,7 +258,7 @@ pub(super) fn model(listed: Listed) -> v1::Model {
             });
             (info.engine.name().to_owned(), sizes.collect(), info.context_tokens, String::new())
         }
-        Err(error) => (String::new(), Vec::new(), 0, error.to_string()),
+        Err(error) => (String::new(), Vec::new(), 0, error.told()),
     };
     v1::Model { name: listed.model, engine, sizes, context_tokens, loaded: listed.loaded, problem }
 }

@@ -9,11 +9,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::api::REQUEST_ID;
-use crate::types::{Detail, Error};
-
-/// Text of an error that a status carries: it goes into headers, whose size peers limit, and what a client
-/// sent may be in it.
-const TEXT: usize = 1024;
+use crate::types::{Detail, Error, bounded};
 
 /// The status for an error. `ErrorInfo` carries the reason and the numbers, `RetryInfo` the time to try
 /// again, `BadRequest` the field, `QuotaFailure` the limit.
@@ -31,7 +27,7 @@ fn with_metadata(error: &Error, mut metadata: HashMap<String, String>) -> Status
     let details = error.details().into_iter().map(|(key, value)| {
         let value = match value {
             Detail::Number(number) => number.to_string(),
-            Detail::Text(text) => bounded(text),
+            Detail::Text(text) => text,
         };
         (key.to_owned(), value)
     });
@@ -42,27 +38,17 @@ fn with_metadata(error: &Error, mut metadata: HashMap<String, String>) -> Status
     }
     match error {
         Error::InvalidArgument { field, problem } => {
-            let field = bounded(field.clone());
-            details.add_bad_request_violation(field, bounded(problem.clone()));
+            details.add_bad_request_violation(bounded(field), bounded(problem));
         }
         Error::QueueFull { limit, .. } => {
             details.add_quota_failure_violation("queue", format!("{limit} places"));
         }
         Error::OverQuota { what, .. } => {
-            details.add_quota_failure_violation("client", what);
+            details.add_quota_failure_violation("client", bounded(what));
         }
         _ => {}
     }
-    Status::with_error_details(code, bounded(error.to_string()), details)
-}
-
-fn bounded(mut text: String) -> String {
-    let ends = text.char_indices().map(|(at, _)| at).find(|at| *at > TEXT);
-    if let Some(end) = ends {
-        text.truncate(end);
-        text.push('…');
-    }
-    text
+    Status::with_error_details(code, error.told(), details)
 }
 
 /// One line for each error, shared with the D-Bus map through the reason.
@@ -100,6 +86,8 @@ mod tests {
             Error::unsupported("x", "y"),
             Error::ContextTooLong { prompt_tokens: 1, max_tokens: 1, context_tokens: 1 },
             Error::QueueFull { limit: 1, retry_after_ms: 1 },
+            Error::OverQuota { what: text(), limit: 1, retry_after_ms: 0 },
+            Error::SessionNotFound { session: text() },
             Error::Busy { why: text(), retry_after_ms: 1 },
             Error::ModelNotLoaded { problem: text() },
             Error::ModelNotFound { model: text() },

@@ -1,8 +1,7 @@
-//! Stands before every call of every service: the method's path is looked up, and the client's class is
-//! checked, before anything of the request is decoded.
+//! Stands before every call of every service: the method's path is looked up, the client's class is
+//! checked, and what it may send is bounded, before anything of the request is decoded.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::future::{Either, Ready, ready};
@@ -11,27 +10,31 @@ use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tower::{Layer, Service};
 
+use super::body::Bounded;
+use super::connection::Peer;
 use super::error::status;
-use crate::api::Gate;
-use crate::api::access::CALLS;
-use crate::types::Client;
+use crate::api::Core;
+use crate::api::access::{CALLS, Call};
+
+/// What a message holds that has no text.
+const SMALL_BYTES: usize = 64 << 10;
 
 /// Puts the check around the services.
 #[derive(Clone)]
-pub(super) struct Checks(pub(super) Arc<Gate>);
+pub(super) struct Checks(pub(super) Core);
 
 impl<S> Layer<S> for Checks {
     type Service = Checked<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Checked { gate: Arc::clone(&self.0), inner }
+        Checked { core: self.0.clone(), inner }
     }
 }
 
 /// The services behind the check.
 #[derive(Clone)]
 pub(super) struct Checked<S> {
-    gate: Arc<Gate>,
+    core: Core,
     inner: S,
 }
 
@@ -48,27 +51,41 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        match check(&self.gate, &request) {
-            Ok(()) => Either::Right(self.inner.call(request)),
+        match check(&self.core, &request) {
+            Ok(call) => {
+                let most = match call.grpc.split_once('/') {
+                    Some(("nestd.v1.Inference" | "nestd.v1.Sessions", _)) => {
+                        self.core.message_bytes()
+                    }
+                    _ => SMALL_BYTES,
+                };
+                let bounded = request.map(|body| Body::new(Bounded::new(body, most)));
+                Either::Right(self.inner.call(bounded))
+            }
             Err(refused) => Either::Left(ready(Ok(refused.into_http()))),
         }
     }
 }
 
-fn check(gate: &Gate, request: &Request<Body>) -> Result<(), Status> {
+fn check(core: &Core, request: &Request<Body>) -> Result<&'static Call, Status> {
     let method = request.uri().path().trim_start_matches('/');
     let call = CALLS.iter().find(|call| call.grpc == method && !method.is_empty());
     let call = call.ok_or_else(|| Status::unimplemented("there is no such method"))?;
-    let client = client(request.extensions().get());
-    let table = gate.table();
+    let peer = peer(request.extensions().get());
+    peer.asks();
+    let (client, table) = (peer.client(), core.gate.table());
     if table.allows(&client, call.class) {
-        return Ok(());
+        return Ok(call);
     }
     tracing::info!(%client, method, class = call.class.name(), "refused");
-    Err(status(&call.refusal(&table, "")))
+    let error = call.refusal(&table, "");
+    if call.is_request() {
+        core.service.metrics().refused(None, &error);
+    }
+    Err(status(&error))
 }
 
-/// The connection's client; one of whom nothing is known, should a listener have told none.
-pub(super) fn client(told: Option<&Arc<Client>>) -> Arc<Client> {
-    told.map(Arc::clone).unwrap_or_default()
+/// Who is at the connection's other end; nobody known, should a listener have told none.
+pub(super) fn peer(told: Option<&Peer>) -> Peer {
+    told.cloned().unwrap_or_default()
 }

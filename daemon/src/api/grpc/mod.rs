@@ -3,6 +3,7 @@
 //! `app` binds a [`Socket`] and a [`Tcp`], then spawns their `run`; when one ends before it was asked to,
 //! the daemon ends.
 
+mod body;
 mod connection;
 mod convert;
 pub(crate) mod error;
@@ -10,6 +11,7 @@ mod gate;
 mod governor;
 mod health;
 mod peer_groups;
+mod seldom;
 mod services;
 mod sessions;
 mod socket;
@@ -27,6 +29,7 @@ use tonic::transport;
 
 use crate::api::Core;
 use connection::Connection;
+pub use connection::Connections;
 use gate::Checks;
 use health::Health;
 use services::Api;
@@ -34,18 +37,16 @@ pub use socket::Socket;
 #[cfg(feature = "tcp")]
 pub use tcp::{Files, Tcp, Tls};
 
-/// A request is its text, at most this much over it.
-const OVERHEAD_BYTES: usize = 1 << 20;
 /// Calls under way on one connection.
-const STREAMS_PER_CONNECTION: u32 = 256;
+const STREAMS_PER_CONNECTION: u32 = 64;
 /// How long a client may take to answer whether it is still there.
 const KEEPALIVE_ANSWERS: Duration = Duration::from_secs(10);
 
 /// What both listeners are served with.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Settings {
-    /// Text in one request.
-    pub prompt_bytes: u32,
+    /// The connections of both.
+    pub connections: Connections,
     /// How often a silent client is asked whether it is still there; none: never.
     pub keepalive: Option<Duration>,
 }
@@ -60,7 +61,7 @@ async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let checks = Checks(core.gate.clone());
+    let checks = Checks(core.clone());
     let api = Api { core, stop: stop.clone() };
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let health = Health::new(reporter, api.core.service.watch()).await;
@@ -70,11 +71,11 @@ where
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .map_err(io::Error::other)?;
-    let prompt_bytes = settings.prompt_bytes as usize + OVERHEAD_BYTES;
+    // The gate bounds messages, by the limits that are in force.
     let inference = v1::inference_server::InferenceServer::new(api.clone())
-        .max_decoding_message_size(prompt_bytes);
-    let sessions = v1::sessions_server::SessionsServer::new(api.clone())
-        .max_decoding_message_size(prompt_bytes);
+        .max_decoding_message_size(usize::MAX);
+    let sessions =
+        v1::sessions_server::SessionsServer::new(api.clone()).max_decoding_message_size(usize::MAX);
     transport::Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .http2_keepalive_interval(settings.keepalive)

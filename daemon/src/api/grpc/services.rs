@@ -10,6 +10,7 @@ use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use super::connection::Peer;
 use super::error::{failed, status};
 use super::{convert, gate};
 use crate::api::Core;
@@ -26,9 +27,14 @@ pub(super) struct Api {
     pub(super) stop: CancellationToken,
 }
 
+/// Who calls, and over which connection.
+pub(super) fn peer<T>(request: &Request<T>) -> Peer {
+    gate::peer(request.extensions().get())
+}
+
 /// Who calls.
 pub(super) fn client<T>(request: &Request<T>) -> Arc<Client> {
-    gate::client(request.extensions().get())
+    peer(request).client()
 }
 
 // By value: it stands in map_err.

@@ -3,8 +3,10 @@
 use nestd_proto::v1;
 use tonic::{Request, Response, Status};
 
+use super::connection::Peer;
 use super::convert;
-use super::services::{Api, Streaming, client, events, refuse};
+use super::services::{Api, Streaming, client, events, peer, refuse};
+use crate::types::SessionInfo;
 
 #[tonic::async_trait]
 impl v1::sessions_server::Sessions for Api {
@@ -12,12 +14,12 @@ impl v1::sessions_server::Sessions for Api {
         &self,
         request: Request<v1::CreateSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
-        let client = client(&request);
+        let peer = peer(&request);
         let v1::CreateSessionRequest { messages, options } = request.into_inner();
         let messages = convert::messages(messages).map_err(refuse)?;
         let options = convert::session_options(options);
-        let made = self.core.service.create_session(&client, messages, options).await;
-        Ok(Response::new(convert::session(made.map_err(refuse)?)))
+        let made = self.core.service.create_session(&peer.client(), messages, options).await;
+        Ok(self.made(&peer, made.map_err(refuse)?))
     }
 
     async fn list(
@@ -54,11 +56,11 @@ impl v1::sessions_server::Sessions for Api {
         &self,
         request: Request<v1::ForkSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
-        let client = client(&request);
+        let peer = peer(&request);
         let v1::ForkSessionRequest { session, options } = request.into_inner();
         let options = convert::session_options(options);
-        let made = self.core.service.fork_session(&client, &session, options).await;
-        Ok(Response::new(convert::session(made.map_err(refuse)?)))
+        let made = self.core.service.fork_session(&peer.client(), &session, options).await;
+        Ok(self.made(&peer, made.map_err(refuse)?))
     }
 
     type PrewarmStream = Streaming<v1::GenerateEvent>;
@@ -82,5 +84,16 @@ impl v1::sessions_server::Sessions for Api {
         let session = request.into_inner().session;
         self.core.service.sessions().delete(&client, &session).await.map_err(refuse)?;
         Ok(Response::new(v1::DeleteSessionResponse {}))
+    }
+}
+
+impl Api {
+    /// A session that was just made.
+    fn made(&self, peer: &Peer, session: SessionInfo) -> Response<v1::Session> {
+        if peer.is_gone() {
+            // It closed its connection before its session was there to end.
+            self.core.service.sessions().left(&peer.client().name);
+        }
+        Response::new(convert::session(session))
     }
 }

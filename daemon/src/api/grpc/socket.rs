@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::StreamExt;
+use futures::future::ready;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Connection, accepted};
+use super::connection::accepted;
 use super::{Settings, peer_groups, serve};
 use crate::api::access::unit;
 use crate::api::{Core, socket};
@@ -37,10 +38,12 @@ impl Socket {
         stop: CancellationToken,
     ) -> io::Result<()> {
         let service = Arc::clone(&core.service);
-        let connections = accepted(UnixListenerStream::new(self.listener)).map(move |stream| {
-            let client = client(&stream);
-            Connection::new(stream, client, Arc::clone(&service))
-        });
+        let open = settings.connections.clone();
+        let connections =
+            accepted(UnixListenerStream::new(self.listener)).filter_map(move |stream| {
+                let client = client(&stream);
+                ready(open.admit(stream, client, &service))
+            });
         let served = serve(connections, core, &settings, stop).await;
         let _ = std::fs::remove_file(&self.path);
         served

@@ -1,9 +1,9 @@
 //! TCP with mutual TLS: who has no certificate of a configured authority does not get as far as HTTP.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -24,16 +24,18 @@ use x509_cert::der::Decode;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
-use super::connection::{Connection, accepted};
+use super::connection::accepted;
+use super::seldom::Seldom;
 use super::{KEEPALIVE_ANSWERS, Settings, serve};
 use crate::api::Core;
-use crate::service::Service;
 use crate::types::Client;
 
 /// Connections whose handshakes are under way; the others wait to be accepted.
 const HANDSHAKES: usize = 32;
+/// Those of one address.
+const HANDSHAKES_OF_ONE: usize = 8;
 /// How long a handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+const HANDSHAKE: Duration = Duration::from_secs(3);
 /// Probes of TCP's own keepalive without an answer before the connection is gone.
 const PROBES: u32 = 3;
 
@@ -100,20 +102,73 @@ impl Tcp {
             .with_keepalive(settings.keepalive)
             .with_keepalive_interval(settings.keepalive.and(Some(KEEPALIVE_ANSWERS)))
             .with_keepalive_retries(settings.keepalive.and(Some(PROBES)));
-        let service = Arc::clone(&core.service);
+        let (open, service) = (settings.connections.clone(), Arc::clone(&core.service));
+        let hands = Arc::<Hands>::default();
         let connections = accepted(incoming)
-            .map(move |stream| shake_hands(stream, tls.acceptor(), Arc::clone(&service)))
+            .map(move |stream| shake_hands(stream, tls.acceptor(), Arc::clone(&hands)))
             .buffer_unordered(HANDSHAKES)
-            .filter_map(ready);
+            .filter_map(move |shaken| {
+                ready(shaken.and_then(|(stream, client)| open.admit(stream, client, &service)))
+            });
         serve(connections, core, &settings, stop).await
+    }
+}
+
+/// The addresses whose handshakes are under way.
+#[derive(Default)]
+struct Hands {
+    under_way: Mutex<Vec<IpAddr>>,
+    refusals: Seldom,
+}
+
+impl Hands {
+    fn under_way(&self) -> MutexGuard<'_, Vec<IpAddr>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place for a handshake until it is dropped.
+struct Hand {
+    hands: Arc<Hands>,
+    address: IpAddr,
+}
+
+impl Hand {
+    /// None: the address has as many as it may.
+    fn take(hands: &Arc<Hands>, address: IpAddr) -> Option<Self> {
+        // Whoever has an IPv6 address has the others of its network.
+        let address = match address.to_canonical() {
+            IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+            address @ IpAddr::V4(_) => address,
+        };
+        let mut under_way = hands.under_way();
+        if under_way.iter().filter(|other| **other == address).count() >= HANDSHAKES_OF_ONE {
+            drop(under_way);
+            if let Some(times) = hands.refusals.times() {
+                tracing::warn!(%address, times, "too many handshakes at once: refused");
+            }
+            return None;
+        }
+        under_way.push(address);
+        Some(Self { hands: Arc::clone(hands), address })
+    }
+}
+
+impl Drop for Hand {
+    fn drop(&mut self) {
+        let mut under_way = self.hands.under_way();
+        if let Some(at) = under_way.iter().position(|address| *address == self.address) {
+            under_way.swap_remove(at);
+        }
     }
 }
 
 async fn shake_hands(
     stream: TcpStream,
     acceptor: TlsAcceptor,
-    service: Arc<Service>,
-) -> Option<Connection<TlsStream<TcpStream>>> {
+    hands: Arc<Hands>,
+) -> Option<(TlsStream<TcpStream>, Client)> {
+    let _hand = Hand::take(&hands, stream.peer_addr().ok()?.ip())?;
     let peer = stream.peer_addr().map_or_else(|_| "?".to_owned(), |peer| peer.to_string());
     let refused = |why: &dyn std::fmt::Display| {
         tracing::info!(peer, why = %why, "a connection without a valid certificate is refused");
@@ -137,7 +192,7 @@ async fn shake_hands(
     };
     tracing::debug!(peer, certificate, "connected");
     let client = Client { certificate: Some(certificate), ..Client::default() };
-    Some(Connection::new(stream, client, service))
+    Some((stream, client))
 }
 
 /// The first DNS name of a certificate, else its common name. Its signature was checked before.

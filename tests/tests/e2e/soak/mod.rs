@@ -65,6 +65,7 @@ async fn soak(time: Duration, clients: u64) {
         .set("limits.queued_requests", "128")
         .set("limits.buffer_bytes", "4096")
         .set("limits.prompt_bytes", "2_000_000")
+        .set("grpc.connections_per_user", "512")
         .set("quotas.parallel_requests", "0")
         .set("quotas.queued_requests", "0")
         .set("sessions.total", "64")
