@@ -4,29 +4,30 @@
 //! `app` loads the settings at start and again on SIGHUP.
 
 mod access;
+mod layers;
 mod metrics;
 mod quotas;
 mod reader;
 mod sessions;
 mod tcp;
+mod values;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use config::{Environment, File, FileFormat, Map, Source, Value, ValueKind};
-
-use nestd_elastic::kv::Store;
 use nestd_elastic::pool::Settings as PoolSettings;
-use nestd_policy::settings::{PROFILES, Settings as Policy};
+use nestd_policy::settings::Settings as Policy;
 
 use crate::engine::elastic::SpillSettings;
 use crate::engine::{Isq, SimSettings, elastic};
 use crate::governor::sensors::battery;
 use crate::types::{Access, EngineKind, Limits, Quotas, SessionSettings};
 use reader::Reader;
-pub use tcp::Tcp;
+use values::{battery_source, bus, cores, engine, isq, log_level, mode, names, store};
 
+pub use layers::Layers;
 pub use metrics::Listen;
+pub use tcp::Tcp;
 
 /// The shipped file, which holds every key with its default.
 pub const DEFAULTS: &str = include_str!("../../../systemd/nestd.toml");
@@ -149,19 +150,6 @@ pub enum Bus {
     /// None: no D-Bus API.
     #[default]
     Off,
-}
-
-/// Where settings come from.
-#[derive(Clone, Debug)]
-pub struct Layers {
-    /// The vendor's file; its drop-ins are in the folder of that name with `.d`.
-    pub vendor: PathBuf,
-    /// The administrator's file, likewise.
-    pub admin: PathBuf,
-    /// Somebody named the administrator's file, so it is a problem if it is not there.
-    pub admin_must_exist: bool,
-    /// The environment, as [`std::env::vars`] gives it.
-    pub environment: Map<String, String>,
 }
 
 /// One thing that is wrong with the settings.
@@ -301,167 +289,12 @@ impl Config {
     }
 }
 
-impl Layers {
-    /// All layers in one table, each value with its origin. A file that cannot be read or parsed is
-    /// a problem, and the others are still read.
-    fn merge(&self, problems: &mut Vec<Problem>) -> Value {
-        let builder = |profile: &str| {
-            let layers =
-                config::Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
-            layers.add_source(File::from_str(profile, FileFormat::Toml))
-        };
-        let mut files = Vec::new();
-        for path in self.files(problems) {
-            let file = File::from(path.clone()).format(FileFormat::Toml);
-            match file.collect() {
-                Ok(_) => files.push(file),
-                Err(error) => problems
-                    .push(Problem { origin: path.display().to_string(), what: error.to_string() }),
-            }
-        }
-        let environment = Environment::with_prefix("NESTD").prefix_separator("_").separator("__");
-        let environment = environment.source(Some(self.environment.clone()));
-        let build = |profile: &str| {
-            let layers = builder(profile).add_source(files.clone());
-            layers.add_source(environment.clone()).build()
-        };
-        // The profile is a layer between the defaults and the files, and a file says which.
-        let asked = build("").and_then(|config| config.get_string("governor.profile"));
-        let asked = asked.unwrap_or_default();
-        let profile = PROFILES.iter().find(|(name, _)| *name == asked);
-        if profile.is_none() {
-            let names = PROFILES.map(|(name, _)| format!("{name:?}")).join(", ");
-            let what = format!("governor.profile: {asked:?} is not one of {names}");
-            problems.push(Problem { origin: "settings".into(), what });
-        }
-        let (_, text) = profile.or(PROFILES.first()).copied().unwrap_or_default();
-        match build(text) {
-            Ok(config) => config.cache,
-            Err(error) => {
-                let origin = "the layers together".into();
-                problems.push(Problem { origin, what: error.to_string() });
-                Value::new(None, ValueKind::Table(Map::new()))
-            }
-        }
-    }
-
-    /// The files that exist, in the order in which they are read.
-    fn files(&self, problems: &mut Vec<Problem>) -> Vec<PathBuf> {
-        let mut drop_ins = std::collections::BTreeMap::new();
-        for file in [&self.vendor, &self.admin] {
-            let folder = with_d(file);
-            let entries = match std::fs::read_dir(&folder) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                Err(error) => {
-                    let origin = folder.display().to_string();
-                    problems.push(Problem { origin, what: error.to_string() });
-                    continue;
-                }
-            };
-            for path in entries.flatten().map(|entry| entry.path()) {
-                if path.extension().is_some_and(|extension| extension == "toml")
-                    && let Some(name) = path.file_name()
-                {
-                    drop_ins.insert(name.to_owned(), path);
-                }
-            }
-        }
-        let wanted = |file: &&PathBuf| {
-            // What exists and cannot be read is a problem when it is read.
-            file.symlink_metadata().is_ok() || (self.admin_must_exist && **file == self.admin)
-        };
-        let main = [&self.vendor, &self.admin].into_iter().filter(wanted).cloned();
-        main.chain(drop_ins.into_values()).collect()
-    }
-}
-
-fn with_d(file: &Path) -> PathBuf {
-    let mut folder = file.as_os_str().to_owned();
-    folder.push(".d");
-    folder.into()
-}
-
-fn engine(text: &str) -> Result<Option<EngineKind>, String> {
-    match text {
-        "auto" => Ok(None),
-        "mistralrs" => Ok(Some(EngineKind::Mistralrs)),
-        "elastic" => Ok(Some(EngineKind::Elastic)),
-        _ => Err("is not one of \"auto\", \"elastic\", \"mistralrs\"".into()),
-    }
-}
-
-fn battery_source(text: &str) -> Result<battery::Source, String> {
-    battery::Source::parse(text)
-        .ok_or_else(|| "is not one of \"auto\", \"upower\", \"sysfs\", \"none\"".into())
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "as the other parsers")]
-fn names(text: &str) -> Result<Vec<String>, String> {
-    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
-    Ok(names.map(str::to_owned).collect())
-}
-
-/// Numbers and ranges of them, as in `taskset`: "0,2-3".
-fn cores(text: &str) -> Result<Vec<usize>, String> {
-    let wrong = || "is not a list of cores such as \"0,2-3\"".to_owned();
-    let number = |text: &str| text.trim().parse().ok().filter(|core: &usize| *core < 1024);
-    let mut cores = Vec::new();
-    for part in text.split(',').filter(|part| !part.trim().is_empty()) {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last) = number(first).zip(number(last)).ok_or_else(wrong)?;
-        if first > last {
-            return Err(wrong());
-        }
-        cores.extend(first..=last);
-    }
-    Ok(cores)
-}
-
-fn store(text: &str) -> Result<Store, String> {
-    match text {
-        "f16" => Ok(Store::F16),
-        "q8_0" => Ok(Store::Q8_0),
-        _ => Err("is not one of \"f16\", \"q8_0\"".into()),
-    }
-}
-
-fn isq(text: &str) -> Result<Isq, String> {
-    match text {
-        "none" => Ok(Isq::None),
-        "q4k" => Ok(Isq::Q4k),
-        "q5k" => Ok(Isq::Q5k),
-        "q6k" => Ok(Isq::Q6k),
-        "q8_0" => Ok(Isq::Q8_0),
-        _ => Err("is not one of \"none\", \"q4k\", \"q5k\", \"q6k\", \"q8_0\"".into()),
-    }
-}
-
-fn mode(text: &str) -> Result<u32, String> {
-    match u32::from_str_radix(text, 8) {
-        Ok(mode) if mode <= 0o777 => Ok(mode),
-        _ => Err("is not an octal mode such as \"0660\"".into()),
-    }
-}
-
-fn bus(text: &str) -> Result<Bus, String> {
-    match text {
-        "system" => Ok(Bus::System),
-        "session" => Ok(Bus::Session),
-        "off" => Ok(Bus::Off),
-        address if address.parse::<zbus::Address>().is_ok() => Ok(Bus::Address(address.into())),
-        _ => Err("is not \"system\", \"session\", \"off\" or the address of a bus".into()),
-    }
-}
-
-fn log_level(text: &str) -> Result<String, String> {
-    tracing_subscriber::EnvFilter::try_new(text)
-        .map(|_| text.to_owned())
-        .map_err(|error| format!("is not a log filter: {error}"))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use config::Map;
+
     use super::*;
 
     fn layers(dir: &Path) -> Layers {

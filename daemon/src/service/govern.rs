@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedMutexGuard, watch};
 
 use super::load::Loading;
-use super::{Power, Service, Settings, lock, memory, no_background};
+use super::requests::lock;
+use super::{Power, Service, Settings, memory, no_background};
 use crate::engine::{Constraints, Plan};
 use crate::stream;
 use crate::types::{EngineKind, Error, Loaded, ModelInfo, Priority, State};

@@ -5,6 +5,7 @@
 
 mod counting;
 mod foreground;
+mod generate;
 mod govern;
 mod load;
 pub mod memory;
@@ -13,31 +14,28 @@ mod quotas;
 mod requests;
 mod sessions;
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use crate::engine::catalog::Catalog;
-use crate::engine::{Handle, Job, Plan};
+use crate::engine::{Handle, Plan};
 use crate::metrics::Metrics;
-use crate::stream::{self, Events, Sink};
 use crate::types::{
-    Client, EngineKind, Error, GenerateRequest, Limits, Loaded, Message, Priority,
-    Quotas as QuotaSettings, SessionInfo, SessionOptions, SessionSettings, State, Status,
-    check_messages,
+    Client, EngineKind, Error, Limits, Loaded, Message, Quotas as QuotaSettings, SessionInfo,
+    SessionOptions, SessionSettings, State, Status,
 };
 use counting::Counting;
-use queue::{Gate, Queue, Running, Ticket};
-use quotas::{Quotas, Taken};
+use queue::{Gate, Queue};
+use quotas::Quotas;
+use requests::{ActiveMap, lock};
 
 pub use foreground::{App, Foreground, Lease, Leased};
 pub use govern::{Allowance, Chooser, Held};
 pub use load::{Listed, Then};
 pub use quotas::Power;
-use requests::Entry;
 pub use requests::{ActiveRequest, Activity};
 pub use sessions::Sessions;
 
@@ -214,160 +212,6 @@ impl Service {
         self.status.subscribe()
     }
 
-    /// Accepts a request, or refuses it at once. Dropping the events cancels it.
-    pub async fn generate(
-        self: &Arc<Self>,
-        client: &Client,
-        request: GenerateRequest,
-    ) -> Result<Events, Error> {
-        let priority = request.priority;
-        self.accept(client, request)
-            .await
-            .inspect_err(|error| self.metrics.refused(Some(priority), error))
-    }
-
-    async fn accept(
-        self: &Arc<Self>,
-        client: &Client,
-        mut request: GenerateRequest,
-    ) -> Result<Events, Error> {
-        let settings = self.settings();
-        if request.priority == Priority::Background
-            && let Some(why) = self.allowance().no_background
-        {
-            return Err(no_background(&why));
-        }
-        let account = client.account();
-        self.quotas.check(&account, Instant::now())?;
-        let (turn, before) = if request.session.is_empty() {
-            (None, Vec::new())
-        } else {
-            let question = request.messages.clone();
-            let (turn, before) = self.sessions.turn(client, &request.session, question)?;
-            (Some(turn), before)
-        };
-        request.check(&before, &settings.limits)?;
-        request.messages.splice(0..0, before);
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let ticket = self.queue.enter(id, client.clone(), request.priority)?;
-        let (request, ticket) = self.admit(request, ticket).await?;
-        let recorder = self.metrics.recorder(request.priority);
-        let (sink, events) = stream::recorded(id, settings.buffer_bytes, recorder);
-        let entry = Entry::new(sink.stopper(), client.clone(), request.priority);
-        let active = Active::enter(self, id, entry);
-        let session = turn.as_ref().map(|turn| turn.key);
-        tracing::info!(request = id, %client, messages = request.messages.len(), "accepted");
-        if let Some(turn) = turn {
-            let answers = !request.prewarm;
-            sink.record(Box::new(move |end, answer| {
-                if answers {
-                    turn.end(end, answer);
-                }
-            }));
-        }
-        if self.status.borrow().state == State::Parked {
-            // It waits for the model, however soon that is there.
-            sink.loading(0.0);
-        }
-        let (quotas, charged) = (Arc::clone(&self.quotas), account.clone());
-        sink.charge(Box::new(move |prompt_tokens, completion_tokens| {
-            let taken = Taken { prompt_tokens, completion_tokens };
-            quotas.charge(&charged, taken, Instant::now());
-        }));
-        tokio::spawn(Arc::clone(self).run(request, account, session, sink, ticket, active));
-        self.wake();
-        Ok(events)
-    }
-
-    /// Refuses a prompt that does not fit the context, before it waits. It has its place in the queue by
-    /// then, so no more are read than may wait. Memory needs no look: that of a whole context's KV cache
-    /// for each place is part of what the size needs. While no model answers, or where the engine cannot
-    /// tell all of the prompt, the engine refuses when it starts the request.
-    async fn admit(
-        &self,
-        request: GenerateRequest,
-        ticket: Ticket,
-    ) -> Result<(GenerateRequest, Ticket), Error> {
-        let ready = {
-            let status = self.status.borrow();
-            status.loaded.clone().filter(|_| status.state == State::Ready)
-        };
-        let Some((loaded, counter)) = ready.zip(self.engine.counter()) else {
-            return Ok((request, ticket));
-        };
-        // It is read up to where an answer would begin, and the answer counts then.
-        if request.prewarm {
-            return Ok((request, ticket));
-        }
-        let (request, ticket, prompt_tokens) =
-            self.counting.estimate(counter, request, ticket).await?;
-        let max_tokens = request.stopping.max_tokens;
-        let context_tokens = loaded.context_tokens.min(self.allowance().max_context);
-        if prompt_tokens.saturating_add(max_tokens) > context_tokens {
-            return Err(Error::ContextTooLong { prompt_tokens, max_tokens, context_tokens });
-        }
-        Ok((request, ticket))
-    }
-
-    /// Waits for the request's turn, and hands it to the engine.
-    async fn run(
-        self: Arc<Self>,
-        mut request: GenerateRequest,
-        account: String,
-        session: Option<u64>,
-        sink: Sink,
-        ticket: Ticket,
-        active: Active,
-    ) {
-        let cancelled = sink.cancelled();
-        if request.stopping.deadline_ms > 0 {
-            let stopper = sink.stopper();
-            let ended = active.ended();
-            let deadline = Duration::from_millis(request.stopping.deadline_ms);
-            tokio::spawn(async move {
-                tokio::select! {
-                    () = tokio::time::sleep(deadline) => stopper.deadline(),
-                    () = ended => {}
-                }
-            });
-        }
-        let running = tokio::select! {
-            biased;
-            () = cancelled.cancelled() => return,
-            running = self.turn(ticket, &sink) => running,
-        };
-        match running {
-            Ok(running) => {
-                request.priority = running.priority();
-                self.serve_as(active.id, request.priority);
-                let place: (Running, Active) = (running, active);
-                let place = Box::new(place);
-                self.engine.generate(Job { request, account, session, sink, place });
-            }
-            Err(error) => sink.fail(error),
-        }
-    }
-
-    /// Waits for the ticket's turn; meanwhile tells the position, and how a load goes.
-    async fn turn(&self, ticket: Ticket, sink: &Sink) -> Result<Running, Error> {
-        let mut status = self.status.subscribe();
-        status.mark_changed();
-        let turn = ticket.turn(|position| sink.queued(position));
-        tokio::pin!(turn);
-        loop {
-            tokio::select! {
-                biased;
-                running = &mut turn => return running,
-                Ok(()) = status.changed() => {
-                    let status = status.borrow_and_update();
-                    if status.state == State::Loading {
-                        sink.loading(status.loading_fraction);
-                    }
-                }
-            }
-        }
-    }
-
     /// Which app is in the foreground.
     #[must_use]
     pub fn foreground(&self) -> &Arc<Foreground> {
@@ -411,47 +255,6 @@ impl Service {
     ) -> Result<SessionInfo, Error> {
         let limits = self.settings().limits;
         self.sessions.append(client, id, messages, &limits).await
-    }
-
-    /// Reads what a session holds, so that its next answer comes sooner.
-    pub async fn prewarm_session(
-        self: &Arc<Self>,
-        client: &Client,
-        id: &str,
-        priority: Priority,
-    ) -> Result<Events, Error> {
-        let session = id.to_owned();
-        let request =
-            GenerateRequest { session, priority, prewarm: true, ..GenerateRequest::default() };
-        self.generate(client, request).await
-    }
-
-    /// Counts the tokens of a conversation, template included.
-    pub async fn count_tokens(
-        self: &Arc<Self>,
-        client: &Client,
-        messages: Vec<Message>,
-    ) -> Result<u32, Error> {
-        check_messages(&messages, &self.settings().limits)?;
-        {
-            let status = self.status.borrow();
-            match status.state {
-                State::Ready => {}
-                State::Parked => {
-                    drop(status);
-                    self.wake();
-                    return Err(loading(""));
-                }
-                State::NoModel => {
-                    return Err(Error::ModelNotLoaded { problem: status.problem.clone() });
-                }
-                State::Loading => return Err(loading(&status.loading)),
-                State::Draining => return Err(Error::ShuttingDown),
-            }
-        }
-        let problem = "it was unloaded just now".to_owned();
-        let counter = self.engine.counter().ok_or(Error::ModelNotLoaded { problem })?;
-        self.counting.count(client.account(), counter, messages).await
     }
 
     /// Refuses new requests, lets running ones end for the configured time, then ends them.
@@ -500,50 +303,4 @@ fn loading(model: &str) -> Error {
         model => format!("the model {model:?} is being loaded"),
     };
     Error::Busy { why, retry_after_ms: 1000 }
-}
-
-type ActiveMap = Arc<Mutex<HashMap<u64, Entry>>>;
-
-fn lock(active: &ActiveMap) -> MutexGuard<'_, HashMap<u64, Entry>> {
-    active.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A request's entry in the list of active ones, from its acceptance to its end.
-struct Active {
-    map: ActiveMap,
-    id: u64,
-    ended: watch::Sender<()>,
-    busy: Arc<watch::Sender<bool>>,
-    idle_since: Arc<Mutex<Instant>>,
-}
-
-impl Active {
-    fn enter(service: &Service, id: u64, entry: Entry) -> Self {
-        lock(&service.active).insert(id, entry);
-        service.busy.send_if_modified(|busy| !std::mem::replace(busy, true));
-        Self {
-            map: Arc::clone(&service.active),
-            id,
-            ended: watch::Sender::new(()),
-            busy: Arc::clone(&service.busy),
-            idle_since: Arc::clone(&service.idle_since),
-        }
-    }
-
-    /// Completes when the request has ended.
-    fn ended(&self) -> impl Future<Output = ()> + use<> {
-        let mut ended = self.ended.subscribe();
-        async move { while ended.changed().await.is_ok() {} }
-    }
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        let mut map = lock(&self.map);
-        map.remove(&self.id);
-        if map.is_empty() {
-            *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-            self.busy.send_replace(false);
-        }
-    }
 }

@@ -1,9 +1,13 @@
 //! The requests that run or wait, as whoever watches the daemon sees them. Never what they say.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
 
 use super::foreground::served_as;
-use super::{Lease, Service, lock};
+use super::{Lease, Service};
 use crate::stream::{Glance, Stopper};
 use crate::types::{Client, Priority};
 
@@ -85,6 +89,54 @@ impl Service {
             uptime: self.began.elapsed(),
             completion_tokens: self.metrics.completion_tokens(),
             ended_requests: self.metrics.ended_requests(),
+        }
+    }
+}
+
+pub(super) type ActiveMap = Arc<Mutex<HashMap<u64, Entry>>>;
+
+pub(super) fn lock(active: &ActiveMap) -> MutexGuard<'_, HashMap<u64, Entry>> {
+    active.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A request's entry in the list of active ones, from its acceptance to its end.
+pub(super) struct Active {
+    map: ActiveMap,
+    /// The request's number.
+    pub(super) id: u64,
+    ended: watch::Sender<()>,
+    /// The service's, told when the last has ended.
+    busy: Arc<watch::Sender<bool>>,
+    idle_since: Arc<Mutex<Instant>>,
+}
+
+impl Active {
+    pub(super) fn enter(service: &Service, id: u64, entry: Entry) -> Self {
+        lock(&service.active).insert(id, entry);
+        service.busy.send_if_modified(|busy| !std::mem::replace(busy, true));
+        Self {
+            map: Arc::clone(&service.active),
+            id,
+            ended: watch::Sender::new(()),
+            busy: Arc::clone(&service.busy),
+            idle_since: Arc::clone(&service.idle_since),
+        }
+    }
+
+    /// Completes when the request has ended.
+    pub(super) fn ended(&self) -> impl Future<Output = ()> + use<> {
+        let mut ended = self.ended.subscribe();
+        async move { while ended.changed().await.is_ok() {} }
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        let mut map = lock(&self.map);
+        map.remove(&self.id);
+        if map.is_empty() {
+            *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            self.busy.send_replace(false);
         }
     }
 }
