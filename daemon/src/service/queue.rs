@@ -187,6 +187,15 @@ impl Inner {
     }
 }
 
+/// How many of the places that wait are open to a priority: some are left to what is more urgent.
+fn open_to(priority: Priority, places: u32) -> u32 {
+    match priority {
+        Priority::Interactive => places,
+        Priority::Normal => places - places / 8,
+        Priority::Background => places - places / 4,
+    }
+}
+
 impl Queue {
     pub(super) fn new(gate: Gate, limits: Limits) -> Arc<Self> {
         let inner = Inner {
@@ -248,6 +257,7 @@ impl Queue {
             return Err(error.clone());
         }
         let Limits { parallel, places, user_parallel, user_places, .. } = inner.limits;
+        let (places, user_places) = (open_to(asked, places), open_to(asked, user_places));
         let own = inner.waiting.iter().filter(|waiting| *waiting.user == *user).count();
         let free = user_parallel.saturating_sub(inner.user(&user).running);
         if own >= free.saturating_add(user_places) as usize {

@@ -215,6 +215,37 @@ async fn who_was_served_last_waits_for_the_other() {
 }
 
 #[tokio::test]
+async fn places_are_left_to_what_is_more_urgent() {
+    let limits = Limits { user_parallel: 4, user_places: 8, ..limits(4, 16) };
+    let queue = Queue::new(Gate::Paused, limits);
+    let mut tickets = Vec::new();
+    let mut fill = |user: &str, priority| {
+        let before = tickets.len();
+        loop {
+            match queue.enter(tickets.len() as u64, user, priority) {
+                Ok(ticket) => tickets.push(ticket),
+                Err(error) => return (tickets.len() - before, error),
+            }
+        }
+    };
+    // Four of them are for the places that run.
+    for (priority, places, open) in
+        [(Priority::Background, 10, 6), (Priority::Normal, 1, 7), (Priority::Interactive, 1, 8)]
+    {
+        let (entered, refused) = fill("a", priority);
+        assert_eq!(entered, places, "{priority:?}");
+        assert!(matches!(refused, Error::OverQuota { limit, .. } if limit == open), "{refused:?}");
+    }
+    for (priority, places, open) in
+        [(Priority::Background, 4, 12), (Priority::Normal, 2, 14), (Priority::Interactive, 2, 16)]
+    {
+        let (entered, refused) = fill("b", priority);
+        assert_eq!(entered, places, "{priority:?}");
+        assert!(matches!(refused, Error::QueueFull { limit, .. } if limit == open), "{refused:?}");
+    }
+}
+
+#[tokio::test]
 async fn who_is_not_ready_holds_up_nobody() {
     let queue = queue(Gate::Open, 1, 16);
     let first = queue.enter(1, "a", Priority::Interactive).unwrap();
