@@ -18,6 +18,9 @@ use crate::types::Error;
 
 /// The key of a request's number in what tells its end.
 const REQUEST_ID: &str = "request_id";
+/// Text of an error: what a client sent may be in it, and it goes into headers of HTTP or a message on the bus,
+/// whose sizes are limited. A bus cuts off who sends more than that.
+const ERROR_TEXT: usize = 1024;
 
 /// What both APIs stand on.
 #[derive(Clone)]
@@ -42,4 +45,14 @@ fn millis(duration: Duration) -> u64 {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Text of an error, cut to its length.
+fn bounded(mut text: String) -> String {
+    let ends = text.char_indices().map(|(at, _)| at).find(|at| *at > ERROR_TEXT);
+    if let Some(end) = ends {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }

@@ -36,6 +36,8 @@ pub use quotas::Power;
 use requests::Entry;
 pub use requests::{ActiveRequest, Activity};
 pub use sessions::Sessions;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use sessions::fuzzing;
 
 /// What the service takes from the configuration; replaced whole on a reload.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,6 +5,8 @@
 
 mod activity;
 mod convert;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod governor;
 mod request;
 mod session;

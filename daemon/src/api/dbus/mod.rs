@@ -8,6 +8,8 @@ mod caller;
 mod checked;
 mod convert;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod governor;
 mod handles;
 mod manager;

@@ -247,12 +247,12 @@ async fn forward(
                 Request::finished(emitter, &result).await?;
             }
             Event::Failed(problem) => {
-                let (name, message) = (error::name(&problem), problem.to_string());
+                let (name, message) = (error::name(&problem), error::message(&problem));
                 let mut details = error::details(&problem);
                 details.insert(REQUEST_ID, events.id().into());
                 *outcome.lock() = convert::failed(&name, &message, &details);
                 drop(pipe.take());
-                Request::failed(emitter, &name, &convert::clean(&message), &details).await?;
+                Request::failed(emitter, &name, &message, &details).await?;
             }
         }
     }

@@ -8,12 +8,8 @@ use nestd_proto::v1::ErrorReason;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::api::REQUEST_ID;
+use crate::api::{REQUEST_ID, bounded};
 use crate::types::{Detail, Error};
-
-/// Text of an error that a status carries: it goes into headers, whose size peers limit, and what a client
-/// sent may be in it.
-const TEXT: usize = 1024;
 
 /// The status for an error. `ErrorInfo` carries the reason and the numbers, `RetryInfo` the time to try
 /// again, `BadRequest` the field, `QuotaFailure` the limit.
@@ -54,15 +50,6 @@ fn with_metadata(error: &Error, mut metadata: HashMap<String, String>) -> Status
         _ => {}
     }
     Status::with_error_details(code, bounded(error.to_string()), details)
-}
-
-fn bounded(mut text: String) -> String {
-    let ends = text.char_indices().map(|(at, _)| at).find(|at| *at > TEXT);
-    if let Some(end) = ends {
-        text.truncate(end);
-        text.push('…');
-    }
-    text
 }
 
 /// One line for each error, shared with the D-Bus map through the reason.

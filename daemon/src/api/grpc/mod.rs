@@ -6,6 +6,8 @@
 mod connection;
 mod convert;
 pub(crate) mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod gate;
 mod governor;
 mod health;
@@ -31,6 +33,8 @@ use gate::Checks;
 use health::Health;
 use services::Api;
 pub use socket::Socket;
+#[cfg(all(feature = "tcp", any(test, feature = "fuzzing")))]
+pub(crate) use tcp::fuzzing as certificate_fuzzing;
 #[cfg(feature = "tcp")]
 pub use tcp::{Files, Tcp, Tls};
 

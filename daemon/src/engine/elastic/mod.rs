@@ -29,6 +29,8 @@ use nestd_elastic::text::constrain::Constraint;
 
 pub use load::{Settings, inspect};
 pub use spill::Settings as SpillSettings;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use spill::fuzzing;
 
 use self::load::{Rung, Text};
 use self::pages::Pages;

@@ -9,6 +9,9 @@
 //! After "LLM as a System Service on Mobile Devices" (arXiv 2403.11805), which swaps caches of idle
 //! conversations to storage likewise.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
