@@ -3,7 +3,7 @@
 //! are beside the decoders, in modules of this name; [`seeds`] are well-formed inputs to begin with, and the
 //! tests run them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 #![allow(clippy::missing_panics_doc, reason = "a panic is a find")]
 
 use std::path::Path;

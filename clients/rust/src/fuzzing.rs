@@ -1,7 +1,7 @@
 //! What the fuzz targets in `fuzz/` run of the client: each takes bytes as a daemon may send them to what
 //! decodes them. [`seeds`] are well-formed inputs to begin with; the tests run them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 #![allow(clippy::missing_panics_doc, reason = "a panic is a find")]
 
 use std::collections::HashMap;
@@ -31,18 +31,18 @@ pub fn client_grpc(bytes: &[u8]) {
                 let _ = end.reason();
             }
         }),
-        2 => read(body, |report: v1::StatusReport| drop(report.state())),
+        2 => read(body, |report: v1::StatusReport| {
+            let _ = report.state();
+        }),
         3 => read::<v1::GovernorReport>(body, drop),
         4 => read::<v1::ListModelsResponse>(body, drop),
         5 => read(body, |transcript: v1::Transcript| {
-            transcript.messages.iter().for_each(|message| drop(message.role()));
+            let _: Vec<_> = transcript.messages.iter().map(v1::Message::role).collect();
         }),
         6 => read::<v1::ListSessionsResponse>(body, drop),
         7 => read(body, |activity: v1::ListRequestsResponse| {
-            activity
-                .requests
-                .iter()
-                .for_each(|request| drop((request.state(), request.priority())));
+            let requests = activity.requests.iter();
+            let _: Vec<_> = requests.map(|one| (one.state(), one.priority())).collect();
         }),
         8 => read::<v1::HoldEvent>(body, drop),
         _ => {

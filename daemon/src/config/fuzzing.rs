@@ -1,5 +1,7 @@
 //! The settings, from a file and an environment of an administrator's.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is a find")]
+
 use std::path::Path;
 
 use super::{Config, DEFAULTS, Layers};

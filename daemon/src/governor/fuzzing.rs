@@ -1,5 +1,7 @@
 //! The pin's file, and the files of the sensors.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is a find")]
+
 use std::fs;
 use std::path::Path;
 

@@ -1,5 +1,6 @@
 //! Answers and signals as a daemon may send them.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is a find")]
 #![allow(unsafe_code, reason = "a message with a body of any bytes")]
 
 use std::collections::HashMap;
@@ -63,11 +64,11 @@ fn answer(name: &str, body: &Body) -> Result<(), Error> {
         }
         "ListModels" => {
             let models: Vec<convert::ModelEntry> = body.deserialize()?;
-            models.into_iter().for_each(|model| drop(Model::from(model)));
+            let _: Vec<Model> = models.into_iter().map(Model::from).collect();
         }
         "ListSessions" => {
             let sessions: Vec<convert::SessionEntry> = body.deserialize()?;
-            sessions.into_iter().for_each(|session| drop(Session::from(session)));
+            let _: Vec<Session> = sessions.into_iter().map(Session::from).collect();
         }
         "GetTranscript" => {
             let messages = convert::transcript(body.deserialize()?)?;
@@ -91,20 +92,50 @@ fn call() -> Message {
     Message::method_call("/", "Call").destination(":1.2").sender(":1.3").build(&()).unwrap()
 }
 
+type Dict = HashMap<&'static str, Variant<'static>>;
+
+fn dict<const N: usize>(pairs: [(&'static str, Variant<'static>); N]) -> Dict {
+    pairs.into_iter().collect()
+}
+
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
-    let dict = |pairs: Vec<(&'static str, Variant<'static>)>| -> HashMap<_, _> {
-        pairs.into_iter().collect()
-    };
-    let finished = dict(vec![
+    let finished = dict([
         ("reason", "length".into()),
         ("prompt_tokens", 9_u32.into()),
         ("ttft_us", 1500_u64.into()),
         ("decode_tokens_per_s", 12.5.into()),
         ("sizes", vec!["E2B"].into()),
     ]);
-    let details = dict(vec![("limit", 8_u32.into()), ("retry_after_ms", 250_u64.into())]);
+    let details = dict([("limit", 8_u32.into()), ("retry_after_ms", 250_u64.into())]);
     let token = |id: u32| (id, "Hi", -0.5);
-    let status = dict(vec![
+    let totals = dict([
+        ("uptime_ms", 1_u64.into()),
+        ("completion_tokens", 1_u64.into()),
+        ("ended_requests", 1_u64.into()),
+    ]);
+    let transcript = vec![("user", vec![("text", Variant::from("Hello"))]), ("assistant", vec![])];
+    vec![
+        body(0, &(3_u32,)),
+        body(1, &(0.5,)),
+        body(2, &(1_u32, 2_u32)),
+        body(3, &("Hi",)),
+        body(4, &("Hi", vec![(token(1), vec![token(2), token(1)])])),
+        body(5, &("E4B", "E2B", "memory")),
+        body(6, &(finished,)),
+        body(7, &("Lagged", "too slow", &details)),
+        body(8, &(status(),)),
+        body(9, &(vec![model()],)),
+        body(10, &(vec![session()],)),
+        body(11, &(transcript,)),
+        body(12, &(vec![request()], totals)),
+        body(13, &(properties(),)),
+        body(14, &(OwnedObjectPath::try_from("/org/nestd/Nestd1/session/0123").unwrap(),)),
+        body(15, &("all taken", details)),
+    ]
+}
+
+fn status() -> Dict {
+    dict([
         ("version", "0.1.0".into()),
         ("state", "ready".into()),
         ("model", "demo".into()),
@@ -121,24 +152,33 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         ("prompt_bytes", 1024_u32.into()),
         ("running", 1_u32.into()),
         ("queued", 3_u32.into()),
-    ]);
-    let model = dict(vec![
+    ])
+}
+
+fn model() -> Dict {
+    dict([
         ("name", "demo".into()),
         ("engine", "elastic".into()),
         ("context_tokens", 8192_u32.into()),
         ("loaded", true.into()),
         ("problem", "".into()),
         ("sizes", vec![("E4B", 4.0, 7_u64)].into()),
-    ]);
-    let session = dict(vec![
+    ])
+}
+
+fn session() -> Dict {
+    dict([
         ("id", "0123".into()),
         ("persistent", true.into()),
         ("ttl_ms", 1_u64.into()),
         ("idle_ms", 1_u64.into()),
         ("messages", 2_u32.into()),
         ("answering", false.into()),
-    ]);
-    let request = dict(vec![
+    ])
+}
+
+fn request() -> Dict {
+    dict([
         ("request_id", 7_u64.into()),
         ("client", "uid 7".into()),
         ("priority", "normal".into()),
@@ -147,13 +187,11 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         ("completion_tokens", 1_u32.into()),
         ("age_ms", 1_u64.into()),
         ("ttft_us", 1_u64.into()),
-    ]);
-    let totals = dict(vec![
-        ("uptime_ms", 1_u64.into()),
-        ("completion_tokens", 1_u64.into()),
-        ("ended_requests", 1_u64.into()),
-    ]);
-    let mut properties = dict(vec![
+    ])
+}
+
+fn properties() -> Dict {
+    let mut all = dict([
         ("Holds", vec![(1_u64, "uid 7", "E2B", "", false, "a call")].into()),
         ("LastChange", ("E4B", "E2B", "memory", 5_u64).into()),
         ("Enabled", true.into()),
@@ -164,7 +202,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         ("MemTotalMib", 4000_u64.into()),
         ("OnAc", false.into()),
     ]);
-    for name in [
+    let texts = [
         "Profile",
         "ActiveSize",
         "SelectedSize",
@@ -175,28 +213,9 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         "Shed",
         "Pin",
         "Problem",
-    ] {
-        properties.insert(name, "x".into());
-    }
-    let transcript = vec![("user", vec![("text", Variant::from("Hello"))]), ("assistant", vec![])];
-    vec![
-        body(0, &(3_u32,)),
-        body(1, &(0.5,)),
-        body(2, &(1_u32, 2_u32)),
-        body(3, &("Hi",)),
-        body(4, &("Hi", vec![(token(1), vec![token(2), token(1)])])),
-        body(5, &("E4B", "E2B", "memory")),
-        body(6, &(finished,)),
-        body(7, &("Lagged", "too slow", &details)),
-        body(8, &(status,)),
-        body(9, &(vec![model],)),
-        body(10, &(vec![session],)),
-        body(11, &(transcript,)),
-        body(12, &(vec![request], totals)),
-        body(13, &(properties,)),
-        body(14, &(OwnedObjectPath::try_from("/org/nestd/Nestd1/session/0123").unwrap(),)),
-        body(15, &("all taken", details)),
-    ]
+    ];
+    all.extend(texts.map(|name| (name, Variant::from("x"))));
+    all
 }
 
 fn body<T: serde::Serialize + zbus::wire::DynamicType>(kind: u8, arguments: &T) -> Vec<u8> {

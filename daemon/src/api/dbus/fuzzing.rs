@@ -1,6 +1,7 @@
 //! Calls as a client may send them, through zbus, the conversion and the checks; and the errors of those that
 //! are refused.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is a find")]
 #![allow(unsafe_code, reason = "a message with a body of any bytes")]
 
 use std::collections::HashMap;

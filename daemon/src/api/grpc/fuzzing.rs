@@ -1,6 +1,8 @@
 //! Requests as a client may send them, through prost, the conversion and the checks; and what a client is told
 //! of those that are refused.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is a find")]
+
 use nestd_proto::v1;
 use prost::Message;
 

@@ -1,5 +1,7 @@
 //! A folder as Hugging Face has it. Of the weights there is the header; the data is a hole.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is a find")]
+
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;

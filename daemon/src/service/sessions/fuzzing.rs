@@ -1,5 +1,7 @@
 //! A session's file.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is a find")]
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! A file of KV caches, damaged. What is in it is another target's: `kv_file`.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is a find")]
+
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::Path;
