@@ -14,6 +14,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::error::Error;
 use crate::grpc::Place;
+use crate::grpc::channel::check_details;
 
 /// A target with its name.
 pub type Target = (&'static str, fn(&[u8]));
@@ -71,6 +72,7 @@ fn status(bytes: &[u8]) {
         let Ok(value) = value.try_into() else { return };
         headers.insert(name, value);
     }
+    check_details(&mut headers);
     let Some(status) = tonic::Status::from_header_map(&headers) else { return };
     let place = Place::Socket("/run/nestd/nestd.sock".into());
     told(&Error::from_status(&status, &place));
