@@ -20,6 +20,9 @@ pub mod api;
 pub mod app;
 pub mod config;
 pub mod engine;
+#[doc(hidden)]
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod governor;
 pub mod metrics;
 pub mod service;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those of the crate that it may name.
-const KNOWS: [(&str, &[&str]); 10] = [
+const KNOWS: [(&str, &[&str]); 11] = [
     ("types", &[]),
     ("metrics", &["types"]),
     ("stream", &["types", "metrics"]),
@@ -16,6 +16,7 @@ const KNOWS: [(&str, &[&str]); 10] = [
     ("api", &["types", "metrics", "stream", "service", "governor"]),
     ("config", &["types", "engine", "governor"]),
     ("systemd", &[]),
+    ("fuzzing", &["api", "config", "engine", "governor", "service"]),
     ("app", &["api", "config", "engine", "governor", "service", "stream", "systemd", "types"]),
 ];
 

@@ -1,5 +1,7 @@
 //! The gRPC half: thin calls of the generated clients over a Unix socket or TCP. `Client` calls it.
 
+pub(crate) mod channel;
+
 use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, future::ready, stream};
@@ -15,8 +17,9 @@ use nestd_proto::v1::{
     models_client::ModelsClient, sessions_client::SessionsClient, status_client::StatusClient,
 };
 use tokio::net::UnixStream;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
+use self::channel::{Channel, checked};
 use crate::{Error, Events, Fractions, GovernorReports, Holding, Leased, Reports};
 
 /// How often a silent daemon on TCP is asked whether it is still there, and how long it may take to answer.
@@ -63,7 +66,7 @@ impl Grpc {
             }))
             .await
             .map_err(|error| connect_error(&error, &place))?;
-        Ok(Self { channel, place })
+        Ok(Self { channel: checked(channel), place })
     }
 
     /// Connects to `https://HOST:PORT`, with a certificate and to one.
@@ -91,7 +94,7 @@ impl Grpc {
             .connect()
             .await
             .map_err(|error| connect_error(&error, &place))?;
-        Ok(Self { channel, place })
+        Ok(Self { channel: checked(channel), place })
     }
 
     fn error(&self) -> impl Fn(tonic::Status) -> Error + Send + 'static {

@@ -28,6 +28,9 @@
 
 mod dbus;
 mod error;
+#[doc(hidden)]
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod grpc;
 mod sessions;
 

@@ -13,11 +13,13 @@ use crate::chat::Chat;
 use crate::config::Config;
 use crate::forward::{Logits, Part, Runner};
 use crate::gguf::Header;
-use crate::kv::{Sequence, Shape, Store};
+use crate::kv::{SLACK, Sequence, Shape, Store};
 use crate::ladder::sizes_of;
 use crate::model::Model;
 use crate::pool::{Pool, Settings};
+use crate::sidefile::SideFile;
 use crate::sizes;
+use crate::synth::Quant;
 use crate::text::constrain::{Constraint, Grammar, TrieEnv};
 use crate::text::stop::Stops;
 use crate::text::template::{Template, Turn};
@@ -29,9 +31,11 @@ const SPACE: &str = "\u{2581}";
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets of this crate.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 10] = [
     ("gguf_header", gguf_header),
     ("gguf_model", gguf_model),
+    ("side_file", side_file),
+    ("kv_file", kv_file),
     ("vocabulary", vocabulary),
     ("chat", chat),
     ("template", template),
@@ -58,26 +62,88 @@ pub fn gguf_header(bytes: &[u8]) {
 
 /// A whole file: tensors, vocabulary, template; and two steps with what was accepted.
 pub fn gguf_model(bytes: &[u8]) {
-    thread_local! {
-        static RUNNER: RefCell<Runner> = RefCell::new(Runner::new(
-            Pool::new(&Settings { threads: 1, ..Settings::default() }).unwrap(),
-            None,
-        ));
-    }
     in_a_file(bytes, |path| {
         let Ok(model) = Model::open(path) else { return };
         let _ = Chat::read(&model);
         for size in sizes_of(path, model.config()).unwrap_or_default() {
             let _ = model.slice(&size);
         }
-        let shape = Shape::new(model.config(), 3, Store::F16);
-        let mut sequence = Sequence::new(&shape);
+        let mut sequence = Sequence::new(&Shape::new(model.config(), 3, Store::F16));
         for tokens in [&[0_u32, 1][..], &[0]] {
-            let part = Part { sequence: &mut sequence, tokens, logits: Logits::Last };
-            RUNNER.with_borrow_mut(|runner| {
-                let _ = runner.step(&model, &model.full(), &mut [part]).map(|logits| logits.len());
-            });
+            step(&model, &mut sequence, tokens);
         }
+    });
+}
+
+fn step(model: &Model, sequence: &mut Sequence, tokens: &[u32]) {
+    thread_local! {
+        static RUNNER: RefCell<Runner> = RefCell::new(Runner::new(
+            Pool::new(&Settings { threads: 1, ..Settings::default() }).unwrap(),
+            None,
+        ));
+    }
+    let part = Part { sequence, tokens, logits: Logits::Last };
+    RUNNER.with_borrow_mut(|runner| {
+        let _ = runner.step(model, &model.full(), &mut [part]).map(|logits| logits.len());
+    });
+}
+
+/// The side file of a model. After an even byte: what is put over it from its beginning, by exclusive or. After
+/// an odd one: what is put over the columns, and the checksum is made right.
+pub fn side_file(bytes: &[u8]) {
+    static MODEL: OnceLock<Vec<u8>> = OnceLock::new();
+    let Some((kind, damage)) = bytes.split_first() else { return };
+    in_a_file(MODEL.get_or_init(|| tiny_model(Quant::Q8_0)), |path| {
+        let side = path.with_extension("side");
+        let model = Model::open(path).unwrap();
+        assert!(SideFile::write(&side, &model).unwrap());
+        let mut file = std::fs::read(&side).unwrap();
+        let (head, columns) = file.split_at_mut(4096);
+        if kind % 2 == 0 {
+            file.resize(file.len().max(damage.len()), 0);
+            file.iter_mut().zip(damage).for_each(|(byte, damage)| *byte ^= damage);
+        } else {
+            columns.iter_mut().zip(damage).for_each(|(byte, damage)| *byte ^= damage);
+            head[40..44].copy_from_slice(&crc32fast::hash(columns).to_le_bytes());
+        }
+        std::fs::write(&side, &file).unwrap();
+        let Some(side) = SideFile::open(&side, &model).unwrap() else { return };
+        let model = model.with_side(side);
+        let mut sequence = Sequence::new(&Shape::new(model.config(), 3, Store::F16));
+        for tokens in [&[0_u32, 1][..], &[0]] {
+            step(&model, &mut sequence, tokens);
+        }
+    });
+}
+
+/// The caches of a sequence, the form of the store in front. What is read is written as it was, and goes on.
+pub fn kv_file(bytes: &[u8]) {
+    thread_local! {
+        static MODEL: Model = {
+            let mut model = None;
+            in_a_file(&tiny_model(Quant::Q8_0), |path| model = Model::open(path).ok());
+            model.unwrap()
+        };
+    }
+    let Some((store, file)) = bytes.split_first() else { return };
+    let store = [Store::F32, Store::F16, Store::Q8_0][usize::from(store % 3)];
+    MODEL.with(|model| {
+        let config = model.config();
+        let mut rest = file;
+        let Ok(mut sequence) = Sequence::read_from(config, store, &mut rest) else { return };
+        let mut again = Vec::new();
+        sequence.write_to(&mut again).unwrap();
+        assert_eq!(again, file[..file.len() - rest.len()]);
+        assert!(sequence.bytes() <= again.len() as u64);
+        let (len, shortest) = (sequence.len(), sequence.shortest());
+        assert!(shortest <= len && len <= sequence.capacity());
+        // A length that it can be cut back to has the window before it, whole.
+        let lost = len.saturating_sub(config.window + SLACK);
+        assert!(lost == 0 || shortest >= len.min(lost + config.window));
+        let copy = sequence.copy(len, config.context, config).unwrap();
+        assert_eq!((copy.len(), copy.shortest()), (len, shortest));
+        assert!(sequence.truncate(shortest));
+        step(model, &mut sequence, &[0, 1]);
     });
 }
 
@@ -184,10 +250,15 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         "items":{"type":"integer"},"maxItems":3}},"required":["a"]}"#;
     let of_turns = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}\
                     {{ '<start_of_turn>' + m['content'] | trim }}{% endif %}{% endfor %}\0hi <end_of_turn>";
-    let model = tiny_model();
+    let model = tiny_model(Quant::F16);
     vec![
         ("gguf_header", model[..Header::read(&model).unwrap().data_start()].to_vec()),
         ("gguf_model", model),
+        ("side_file", vec![0; 64]),
+        ("side_file", vec![1, 0, 0, 0, 0xff]),
+        ("kv_file", caches(0, 8, 5)),
+        ("kv_file", caches(1, 256, 180)),
+        ("kv_file", caches(2, 256, 256)),
         ("vocabulary", "1a\n1b\n1ab\n4  \n3<c>\0ab  <c>\u{fc}".into()),
         ("chat", b"hi <end_of_turn>\0<start_of_turn>user\n".to_vec()),
         ("template", of_turns.into()),
@@ -199,7 +270,21 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-fn tiny_model() -> Vec<u8> {
+/// The caches of a sequence of `len` tokens, of any values.
+fn caches(store: u8, capacity: u64, len: u64) -> Vec<u8> {
+    let mut file = vec![store];
+    let ring = 4 + SLACK as u64;
+    for number in [capacity, len, len.saturating_sub(ring.min(capacity))] {
+        file.extend(number.to_le_bytes());
+    }
+    let row = [32 * 4, 32 * 2, 34][usize::from(store)];
+    // Of two layers with caches of their own, the first slides.
+    let rows = 2 * (len.min(ring) + len.min(ring));
+    file.extend((0..rows * row).map(|at| (at % 251) as u8));
+    file
+}
+
+fn tiny_model(quant: Quant) -> Vec<u8> {
     let shape = crate::synth::Shape {
         layers: 2,
         shared_kv: 0,
@@ -208,18 +293,18 @@ fn tiny_model() -> Vec<u8> {
         width: 32,
         heads: 2,
         kv_heads: 1,
-        head_dim: 16,
+        head_dim: 32,
         ple: 32,
         laurel: 32,
         altup: 2,
         window: 4,
-        context: 64,
+        context: 256,
         vocabulary: 512,
         ..crate::synth::Shape::SMALL
     };
     let mut file = Vec::new();
     in_a_file(&[], |path| {
-        crate::synth::write(path, &shape, crate::synth::Quant::F16, 1, &mut |_, _| {}).unwrap();
+        crate::synth::write(path, &shape, quant, 1, &mut |_, _| {}).unwrap();
         file = std::fs::read(path).unwrap();
     });
     file
@@ -300,9 +385,35 @@ mod tests {
         vocabulary(b"4 \x1c\n3\n4\xe2\x96\x00s  \x81\x02\na\xa4a   \xc4\xdc\xba\xba\xba3\xc1");
     }
 
+    /// Found by fuzzing: it could be cut back to where its rings were written over.
+    #[test]
+    fn caches_do_not_have_more_than_their_rings() {
+        let mut file = caches(1, 256, 180);
+        kv_file(&file);
+        file[17..25].fill(0);
+        kv_file(&file);
+    }
+
+    #[test]
+    fn the_seeds_of_caches_and_of_a_side_file_are_taken() {
+        in_a_file(&tiny_model(Quant::Q8_0), |path| {
+            let model = Model::open(path).unwrap();
+            for (store, capacity, len) in
+                [(Store::F32, 8, 5), (Store::F16, 256, 180), (Store::Q8_0, 256, 256)]
+            {
+                let file = caches(store as u8, capacity, len);
+                let read = Sequence::read_from(model.config(), store, &mut &file[1..]).unwrap();
+                assert_eq!(read.len() as u64, len);
+            }
+            let side = path.with_extension("side");
+            assert!(SideFile::write(&side, &model).unwrap());
+            assert!(SideFile::open(&side, &model).unwrap().unwrap().columns(0).is_some());
+        });
+    }
+
     #[test]
     fn the_models_seed_is_a_model() {
-        in_a_file(&tiny_model(), |path| {
+        in_a_file(&tiny_model(Quant::F16), |path| {
             Chat::read(&Model::open(path).unwrap()).unwrap();
         });
     }

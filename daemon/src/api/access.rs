@@ -134,7 +134,7 @@ pub(crate) fn unit(pid: Option<u32>) -> String {
 
 /// `groups` is the text of a `/proc/PID/cgroup`. A unit's name has no control characters, but a control
 /// group's may.
-fn unit_of(groups: &str) -> Option<&str> {
+pub(crate) fn unit_of(groups: &str) -> Option<&str> {
     let is_unit = |name: &&str| {
         let named = name.strip_suffix(".service").or_else(|| name.strip_suffix(".scope"));
         named.is_some_and(|stem| !stem.is_empty()) && !name.contains(char::is_control)

@@ -4,6 +4,8 @@
 //! `app` loads the settings at start and again on SIGHUP.
 
 mod access;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod layers;
 mod metrics;
 mod quotas;

@@ -19,6 +19,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use checkpoint::fuzzing;
 pub use thread::{Handle, Keep, spawn};
 
 use futures::future::BoxFuture;

@@ -13,6 +13,8 @@
 //! | `task` | deciding and carrying out |
 
 mod energy;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod pin;
 pub mod sensors;
 mod task;

@@ -38,6 +38,8 @@ pub use load::{Listed, Then};
 pub use quotas::Power;
 pub use requests::{ActiveRequest, Activity};
 pub use sessions::Sessions;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use sessions::fuzzing;
 
 /// What the service takes from the configuration; replaced whole on a reload.
 #[derive(Clone, Debug, PartialEq)]

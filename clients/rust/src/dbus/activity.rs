@@ -10,20 +10,26 @@ use crate::Error;
 impl Dbus {
     /// See [`crate::Client::requests`].
     pub async fn requests(&self) -> Result<ListRequestsResponse, Error> {
-        let (requests, totals): (Vec<Entry>, Totals) = self.call("ListRequests", &()).await?;
-        Ok(ListRequestsResponse {
-            requests: requests.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
-            uptime_ms: totals.uptime_ms,
-            completion_tokens: totals.completion_tokens,
-            ended_requests: totals.ended_requests,
-            foreground: totals.foreground.map(foreground::lease).transpose()?,
-        })
+        activity(self.call("ListRequests", &()).await?)
     }
+}
+
+/// What the call returns: the requests, and the totals.
+pub(super) type Answer = (Vec<Entry>, Totals);
+
+pub(super) fn activity((requests, totals): Answer) -> Result<ListRequestsResponse, Error> {
+    Ok(ListRequestsResponse {
+        requests: requests.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+        uptime_ms: totals.uptime_ms,
+        completion_tokens: totals.completion_tokens,
+        ended_requests: totals.ended_requests,
+        foreground: totals.foreground.map(foreground::lease).transpose()?,
+    })
 }
 
 #[derive(DeserializeDict, Type)]
 #[zbus(signature = "a{sv}")]
-struct Totals {
+pub(super) struct Totals {
     uptime_ms: u64,
     completion_tokens: u64,
     ended_requests: u64,
@@ -32,7 +38,7 @@ struct Totals {
 
 #[derive(DeserializeDict, Type)]
 #[zbus(signature = "a{sv}")]
-struct Entry {
+pub(super) struct Entry {
     request_id: u64,
     client: String,
     priority: String,

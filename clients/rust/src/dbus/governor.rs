@@ -85,7 +85,7 @@ impl Drop for Held {
     }
 }
 
-fn report(mut values: Values) -> Result<GovernorReport, Error> {
+pub(super) fn report(mut values: Values) -> Result<GovernorReport, Error> {
     let holds: Vec<(u64, String, String, String, bool, String)> = must(&mut values, "Holds")?;
     let (from, to, reason, duration_us): (String, String, String, u64) =
         must(&mut values, "LastChange")?;

@@ -6,6 +6,8 @@
 mod activity;
 mod convert;
 mod foreground;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod governor;
 mod request;
 mod session;

@@ -87,7 +87,7 @@ fn is_gone(error: &fdo::Error) -> bool {
     matches!(error, UnknownObject(_) | UnknownInterface(_) | UnknownMethod(_))
 }
 
-fn id(path: &OwnedObjectPath) -> Result<String, Error> {
+pub(super) fn id(path: &OwnedObjectPath) -> Result<String, Error> {
     let id = path.as_str().strip_prefix(SESSION_PATH).and_then(|id| id.strip_prefix('/'));
     id.map(str::to_owned).ok_or_else(|| {
         Error::Unexpected(format!("the session is at {path}, not below {SESSION_PATH}"))

@@ -30,11 +30,16 @@ impl Sequence {
             from.read_exact(&mut bytes)?;
             usize::try_from(u64::from_le_bytes(bytes)).map_err(io::Error::other)
         };
+        let damaged = || io::Error::other("these are no caches of this model");
         let (capacity, len, first) = (number()?, number()?, number()?);
         if capacity > config.context || len > capacity || first > len {
-            return Err(io::Error::other("these are no caches of this model"));
+            return Err(damaged());
         }
         let mut sequence = Self::new(&Shape::new(config, capacity, store));
+        // No ring has more than its length.
+        if len - first > sequence.shape.ring {
+            return Err(damaged());
+        }
         for layer in &mut sequence.layers {
             let rows = layer.rows.min(len);
             layer.keys.read_from(rows, layer.rows, from)?;

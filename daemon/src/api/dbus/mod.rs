@@ -9,6 +9,8 @@ mod checked;
 mod convert;
 mod descriptors;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod governor;
 mod handles;
 mod held;

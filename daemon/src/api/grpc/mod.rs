@@ -7,6 +7,8 @@ mod body;
 mod connection;
 mod convert;
 pub(crate) mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod gate;
 mod governor;
 mod health;
@@ -34,6 +36,8 @@ use gate::Checks;
 use health::Health;
 use services::Api;
 pub use socket::Socket;
+#[cfg(all(feature = "tcp", any(test, feature = "fuzzing")))]
+pub(crate) use tcp::fuzzing as certificate_fuzzing;
 #[cfg(feature = "tcp")]
 pub use tcp::{Files, Tcp, Tls};
 

@@ -1,5 +1,8 @@
 //! TCP with mutual TLS: who has no certificate of a configured authority does not get as far as HTTP.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};

@@ -14,6 +14,9 @@ const CONTEXT_TOKENS: u32 = 131_072;
 const MAX_LAYERS: usize = 256;
 const MAX_WIDTH: u64 = 1 << 20;
 const MAX_ROWS: u64 = 1 << 24;
+const MAX_STREAMS: u64 = 16;
+const MAX_CHANNELS: u64 = 1 << 12;
+const MAX_KERNEL: u64 = 64;
 /// What activation sparsity mistral.rs gives a slice, whatever the configuration says, and to how
 /// many layers; and how many layers own a KV cache in it.
 const SLICE_SPARSITY: f64 = 0.95;
@@ -182,27 +185,18 @@ impl Config {
             ("text_config.num_key_value_heads", text.kv_heads),
             ("text_config.head_dim", text.head_dim),
             ("text_config.hidden_size_per_layer_input", text.hidden_size_per_layer_input),
-            ("text_config.altup_num_inputs", text.altup_num_inputs),
             ("text_config.laurel_rank", text.laurel_rank),
             ("text_config.max_position_embeddings", text.context_tokens.into()),
             ("vision_config.hidden_size", self.vision.hidden_size),
             ("audio_config.input_feat_size", audio.input_feat_size),
             ("audio_config.hidden_size", audio.hidden_size),
             ("audio_config.conf_num_attention_heads", audio.conf_num_attention_heads),
-            ("audio_config.conf_num_hidden_layers", audio.conf_num_hidden_layers as u64),
             ("audio_config.conf_conv_kernel_size", audio.conf_conv_kernel_size),
         ];
         widths.extend(text.intermediate_size.iter().map(|w| ("text_config.intermediate_size", *w)));
-        widths.extend(
-            audio
-                .sscp_conv_channel_size
-                .iter()
-                .map(|n| ("audio_config.sscp_conv_channel_size", *n)),
-        );
-        for sizes in [audio.sscp_conv_kernel_size, audio.sscp_conv_stride_size] {
-            widths
-                .extend(sizes.as_flattened().iter().map(|n| ("audio_config.sscp_conv_*_size", *n)));
-        }
+        let channels = audio.sscp_conv_channel_size;
+        let kernels = [audio.sscp_conv_kernel_size, audio.sscp_conv_stride_size];
+        let kernels = kernels.as_flattened().as_flattened().iter();
         let rows = [
             ("text_config.vocab_size", text.vocab_size),
             ("text_config.vocab_size_per_layer_input", text.vocab_size_per_layer_input),
@@ -212,7 +206,17 @@ impl Config {
         let limited = widths
             .into_iter()
             .map(|(key, value)| (key, value, MAX_WIDTH))
-            .chain(rows.map(|(key, value)| (key, value, MAX_ROWS)));
+            .chain(rows.map(|(key, value)| (key, value, MAX_ROWS)))
+            .chain(channels.map(|n| ("audio_config.sscp_conv_channel_size", n, MAX_CHANNELS)))
+            .chain(kernels.map(|n| ("audio_config.sscp_conv_*_size", *n, MAX_KERNEL)))
+            .chain([
+                ("text_config.altup_num_inputs", text.altup_num_inputs, MAX_STREAMS),
+                (
+                    "audio_config.conf_num_hidden_layers",
+                    audio.conf_num_hidden_layers as u64,
+                    MAX_LAYERS as u64,
+                ),
+            ]);
         for (key, value, limit) in limited {
             if !(1..=limit).contains(&value) {
                 return Err(format!("{key}: {value} is not within 1 and {limit}"));

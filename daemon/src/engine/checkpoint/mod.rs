@@ -5,6 +5,8 @@
 //! `catalog` for the list, and by `mistralrs` before a load.
 
 pub mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod memory;
 pub mod safetensors;
 mod tensors;

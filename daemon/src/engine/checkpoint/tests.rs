@@ -174,7 +174,7 @@ fn a_file_that_is_cut_off_is_told_with_file_and_tensor() {
 #[test]
 fn bad_configurations_are_told_by_key() {
     type Change = fn(&mut Value);
-    let cases: [(Change, &str); 9] = [
+    let cases: [(Change, &str); 13] = [
         (|c| c["model_type"] = json!("llama"), "model_type is \"llama\""),
         (|c| c["text_config"] = json!(1), "config.json"),
         (|c| c["text_config"]["hidden_size"] = json!(0), "text_config.hidden_size: 0"),
@@ -183,6 +183,14 @@ fn bad_configurations_are_told_by_key() {
         (|c| c["text_config"]["num_kv_shared_layers"] = json!(34), "share a KV cache"),
         (|c| c["text_config"]["layer_types"] = json!([]), "layer_types has 0 entries"),
         (|c| c["audio_config"]["sscp_conv_stride_size"] = json!([[0, 0], [1, 1]]), "sscp_conv"),
+        // Each of these makes a list or a product that is too large.
+        (|c| c["text_config"]["altup_num_inputs"] = json!(1 << 20), "altup_num_inputs"),
+        (|c| c["audio_config"]["conf_num_hidden_layers"] = json!(1 << 20), "conf_num_hidden"),
+        (|c| c["audio_config"]["sscp_conv_channel_size"] = json!([1 << 20, 8]), "channel_size"),
+        (
+            |c| c["audio_config"]["sscp_conv_kernel_size"] = json!([[9, 1 << 20], [9, 9]]),
+            "sscp_conv",
+        ),
         (|c| c["quantization_config"] = json!({ "bits": 4 }), "quantized already"),
     ];
     for (change, why) in cases {

@@ -32,6 +32,8 @@ use nestd_elastic::text::constrain::Constraint;
 
 pub use load::{Settings, inspect};
 pub use spill::Settings as SpillSettings;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use vault::fuzzing;
 
 use self::load::{Rung, Text};
 use self::pages::Pages;

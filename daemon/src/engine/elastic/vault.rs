@@ -1,6 +1,9 @@
 //! Caches of KV in files: encrypted (ChaCha20-Poly1305, in blocks) with a key that only one engine has and
 //! that is gone with it. `spill` says what goes here, and when.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+
 use std::collections::hash_map::RandomState;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::hash::BuildHasher as _;

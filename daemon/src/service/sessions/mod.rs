@@ -9,6 +9,8 @@
 //! when it finishes, before its reader is told; a request that fails leaves the session as it was.
 
 mod disk;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod keeper;
 
 use std::collections::HashMap;
