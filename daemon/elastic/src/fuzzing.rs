@@ -385,7 +385,7 @@ mod tests {
         vocabulary(b"4 \x1c\n3\n4\xe2\x96\x00s  \x81\x02\na\xa4a   \xc4\xdc\xba\xba\xba3\xc1");
     }
 
-    /// Found by fuzzing: it could be cut back to where its rings were written over.
+    /// It could be cut back to where its rings were written over.
     #[test]
     fn caches_do_not_have_more_than_their_rings() {
         let mut file = caches(1, 256, 180);

@@ -56,7 +56,7 @@ mod tests {
             .collect()
     }
 
-    /// Found by fuzzing: tonic panics on these.
+    /// Found by a seed of the fuzz target: tonic panics on these.
     #[tokio::test]
     async fn details_that_are_no_base64_are_left_out() {
         for (details, kept) in [("AAAA", 3), ("A", 0), ("AAAAAB", 0), ("?", 0), ("", 0)] {
