@@ -182,6 +182,7 @@ fn request() -> Dict {
         ("request_id", 7_u64.into()),
         ("client", "uid 7".into()),
         ("priority", "normal".into()),
+        ("served_as", "normal".into()),
         ("state", "decode".into()),
         ("prompt_tokens", 1_u32.into()),
         ("completion_tokens", 1_u32.into()),
