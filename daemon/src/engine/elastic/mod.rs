@@ -44,7 +44,8 @@ use self::waiting::{Back, Caches, Waiting};
 use super::{Constraints, Counter, Engine, Job, Probe, Step};
 use crate::types::{Error, GenerateRequest, Loaded, Message, Priority};
 
-/// Prompt tokens in a step when nobody else waits for a token, and when somebody does.
+/// Prompt tokens in a step when nobody else waits for a token, and when somebody does, or nobody waits for
+/// the prompt: an interactive request that comes begins with the next step.
 const CHUNK: usize = SLACK;
 const SHARED_CHUNK: usize = 32;
 /// In one step of so many background requests take part whatever else runs, and the prompt that waited
@@ -381,14 +382,15 @@ impl Elastic {
         };
         let reader = reader.map(|(index, running)| {
             running.read_in = self.steps;
-            index
+            (index, running.priority())
         });
         let others = self.running.iter().any(|r| r.unread() == 0 && !stands(r));
-        let chunk = if others { SHARED_CHUNK } else { CHUNK };
+        let background = reader.is_some_and(|(_, priority)| priority == Priority::Background);
+        let chunk = if others || background { SHARED_CHUNK } else { CHUNK };
         let tokens = |(index, r): (usize, &Running)| match r.unread() {
             _ if stands(r) => Vec::new(),
             0 => r.next(chunk),
-            _ if reader == Some(index) => r.next(chunk),
+            _ if reader.is_some_and(|(reading, _)| reading == index) => r.next(chunk),
             _ => Vec::new(),
         };
         self.running.iter().enumerate().map(tokens).collect()
