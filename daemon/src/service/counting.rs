@@ -41,11 +41,12 @@ impl Counting {
         // A task of its own: who leaves has no more going on than who stays.
         let count = tokio::spawn(async move {
             let _asking = asking;
-            let _turn = turns.acquire_owned().await;
-            match counter.exact {
-                Some(exact) => exact(messages).await,
-                None => blocking(move || (counter.estimate)(&messages)).await?,
-            }
+            // Who waits for somebody else reads nothing: requests need the turns meanwhile.
+            let Some(exact) = counter.exact else {
+                let _turn = turns.acquire_owned().await;
+                return blocking(move || (counter.estimate)(&messages)).await?;
+            };
+            exact(messages).await
         });
         match tokio::time::timeout(ANSWER, count).await {
             Ok(ended) => ended.map_err(|error| Error::Internal(error.to_string()))?,
@@ -152,5 +153,22 @@ mod tests {
         while !counting.asking.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_busy_model_holds_up_no_request() {
+        let counting = Arc::new(Counting::new());
+        let exact: crate::engine::Exact = Arc::new(|_| Box::pin(std::future::pending()));
+        let counter = Counter { estimate: Arc::new(|_| Ok(7)), exact: Some(exact) };
+        for account in ["a", "b", "c"] {
+            let (counting, counter) = (Arc::clone(&counting), counter.clone());
+            tokio::spawn(async move { counting.count(account.into(), counter, vec![]).await });
+        }
+        while counting.asking.lock().unwrap().len() < 3 {
+            tokio::task::yield_now().await;
+        }
+        let request = GenerateRequest::default();
+        let (_, (), tokens) = counting.estimate(counter, request, ()).await.unwrap();
+        assert_eq!(tokens, 7);
     }
 }

@@ -355,3 +355,16 @@ async fn nestctl_holds_it_until_it_is_ended() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_lease_that_nobody_waits_for_any_more_ends() {
+    let daemon = Builder::sim().start();
+    for (_, client) in daemon.both().await {
+        for number in 0..50 {
+            // Given up somewhere on the way.
+            let hold = client.hold_foreground(of_connection("nobody"));
+            let _ = tokio::time::timeout(Duration::from_micros(number * 40), hold).await;
+        }
+        seen(&client, |lease| lease.is_none()).await;
+    }
+}

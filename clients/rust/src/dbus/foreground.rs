@@ -8,6 +8,7 @@ use nestd_proto::v1::{App, ForegroundEvent, ForegroundLease, HoldForegroundReque
 use zbus::Variant;
 
 use super::governor::{PROPERTIES, Values, may, must};
+use super::held::Held;
 use super::{Dbus, MANAGER, convert::carried, watch};
 use crate::{Error, Leased};
 
@@ -30,8 +31,9 @@ impl Dbus {
             }
         }
         options.extend(uid.map(|uid| ("uid", uid.into())));
-        let id: u64 = self.control(MANAGER, "HoldForeground", &options).await?;
-        let held = Held { dbus: self.clone(), id };
+        let dbus = self.clone();
+        let call = async move { dbus.control(MANAGER, "HoldForeground", &options).await };
+        let held = Held::take(self.clone(), MANAGER, "ReleaseForeground", call).await?;
         let mut told = None;
         let events = watch::foreground(self.clone()).await?.filter_map(move |newest| {
             // The stream owns the whole lease, not only its number: dropping it ends the lease.
@@ -59,22 +61,6 @@ pub(super) async fn newest(dbus: &Dbus) -> Result<Newest, Error> {
     let mut all: Values = dbus.call_at(PATH, PROPERTIES, "GetAll", &MANAGER).await?;
     let values: Values = must(&mut all, "Foreground")?;
     Ok(Newest(if values.is_empty() { None } else { Some(lease(values)?) }))
-}
-
-/// A lease of this connection's; dropping it ends it.
-struct Held {
-    dbus: Dbus,
-    id: u64,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let (dbus, id) = (self.dbus.clone(), self.id);
-        // Without a runtime the connection is about to go, which ends the lease too.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { dbus.call::<_, ()>("ReleaseForeground", &id).await });
-        }
-    }
 }
 
 pub(super) fn lease(mut values: Values) -> Result<ForegroundLease, Error> {

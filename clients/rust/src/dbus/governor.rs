@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use futures::{StreamExt, future::ready};
 use nestd_proto::dbus::PATH;
 use nestd_proto::v1::{ActiveHold, GovernorReport, HoldEvent, HoldRequest, Readings, SizeChange};
-use tokio::sync::oneshot;
 use zbus::{OwnedVariant, Variant};
 
+use super::held::Held;
 use super::{Dbus, GOVERNOR, convert::carried, watch};
 use crate::{Error, Holding};
 
@@ -41,14 +41,9 @@ impl Dbus {
         if no_background {
             options.insert("no_background", true.into());
         }
-        let (called, held) = oneshot::channel();
         let dbus = self.clone();
-        // The task makes the call: if nobody waits for the hold any more, it is dropped, which ends it.
-        tokio::spawn(async move {
-            let id = dbus.call_at(PATH, GOVERNOR, "Hold", &options).await;
-            let _ = called.send(id.map(|id| Held { dbus, id }));
-        });
-        let held = held.await.map_err(|_| Error::disconnected())??;
+        let call = async move { dbus.call_at(PATH, GOVERNOR, "Hold", &options).await };
+        let held = Held::take(self.clone(), GOVERNOR, "Release", call).await?;
         let mut told = None;
         let events = watch::governor(self.clone()).await?.filter_map(move |report| {
             // The stream owns the whole hold, not only its number: dropping it ends the hold.
@@ -65,23 +60,6 @@ impl Dbus {
             ready(event)
         });
         Ok(events.boxed())
-    }
-}
-
-/// A hold of this connection's; dropping it ends it.
-struct Held {
-    dbus: Dbus,
-    id: u64,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let (dbus, id) = (self.dbus.clone(), self.id);
-        // Without a runtime the connection is about to go, which ends the hold too.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime
-                .spawn(async move { dbus.call_at::<_, ()>(PATH, GOVERNOR, "Release", &id).await });
-        }
     }
 }
 

@@ -9,6 +9,7 @@ mod foreground;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod governor;
+mod held;
 mod request;
 mod session;
 mod watch;
