@@ -19,7 +19,8 @@ use crate::types::Client;
 /// A socket that accepts connections, not served yet.
 pub struct Socket {
     listener: UnixListener,
-    path: PathBuf,
+    /// Where it was made, to be removed at the end.
+    path: Option<PathBuf>,
 }
 
 impl Socket {
@@ -27,7 +28,12 @@ impl Socket {
     /// answers is another daemon's, and an error.
     pub async fn bind(path: &Path, mode: u32, group: &str) -> io::Result<Self> {
         let listener = socket::bind(path, mode, group, "grpc.socket").await?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self { listener, path: Some(path.to_owned()) })
+    }
+
+    /// One that the service manager made, and keeps.
+    pub fn given(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
+        Ok(Self { listener: UnixListener::from_std(listener)?, path: None })
     }
 
     /// Serves until `stop` is cancelled; then ends the streams that watch, and waits for the rest.
@@ -45,7 +51,9 @@ impl Socket {
                 ready(open.admit(stream, client, &service))
             });
         let served = serve(connections, core, &settings, stop).await;
-        let _ = std::fs::remove_file(&self.path);
+        if let Some(path) = &self.path {
+            let _ = std::fs::remove_file(path);
+        }
         served
     }
 }
