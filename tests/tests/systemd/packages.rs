@@ -1,0 +1,56 @@
+//! The packages' life: installed, replaced under a running daemon, removed, purged.
+
+use nestd_client::ask;
+use nestd_tests::{collect, text, until};
+
+use crate::machine::Machine;
+use crate::service::SIM;
+
+#[tokio::test]
+#[ignore = "tests/systemd.sh runs it"]
+async fn installed_it_answers_and_purged_it_is_gone() {
+    let machine = Machine::boot();
+    let list = "find / -xdev -path /proc -prune -o -path /sys -prune -o -path /run/user -prune \
+        -o -iname '*nestd*' -print | grep -v -e ^/packages -e ^/proc -e ^/var/lib/systemd -e ^/var/log | sort";
+    let before = machine.shell(list);
+    machine.shell("dpkg --install /packages/*.deb");
+    assert_eq!(machine.state(), "active");
+    let answer = machine.run(&["nestctl", "ask", "Turn on the lights in the kitchen"]);
+    assert!(!answer.trim().is_empty());
+    machine.run(&["nestctl", "size", "--auto"]);
+    let installed = machine.shell(list);
+    for path in ["/usr/bin/nestd", "/usr/share/polkit-1/actions/org.nestd.policy", "/run/nestd"] {
+        assert!(installed.lines().any(|line| line == path), "{path}: {installed}");
+    }
+    machine.run(&["dpkg", "--remove", "nestd", "nestctl", "nestd-model-demo"]);
+    assert_eq!(machine.output(&["pgrep", "-x", "nestd"]).status.code(), Some(1));
+    assert!(machine.path("/var/lib/nestd").exists(), "what it knows stays");
+    machine.shell("dpkg --install /packages/*.deb");
+    assert_eq!(machine.run(&["nestctl", "ask", "Turn on the lights in the kitchen"]), answer);
+    machine.run(&["dpkg", "--purge", "nestd", "nestctl", "nestd-model-demo"]);
+    assert_eq!(machine.shell(list), before);
+}
+
+#[tokio::test]
+#[ignore = "tests/systemd.sh runs it"]
+async fn an_upgrade_lets_the_running_answer_end() {
+    let machine = Machine::with_nestd(SIM);
+    machine.run(&["rm", "/usr/sbin/policy-rc.d"]);
+    machine.start();
+    let client = machine.grpc().await;
+    let words = "word ".repeat(60).trim_end().to_owned();
+    let answer = client.generate(ask(words.clone())).await.unwrap();
+    until(&client, |status| status.running_requests == 1).await;
+    let answer = tokio::spawn(collect(answer));
+    let pid = machine.property("MainPID");
+    machine.shell(
+        "cd /tmp; dpkg-deb -R /packages/nestd_*.deb new; \
+         sed -i 's/^Version: .*/&+next/' new/DEBIAN/control; dpkg-deb -b new next.deb; \
+         dpkg --install next.deb",
+    );
+    assert_eq!(text(&answer.await.unwrap().unwrap()), words);
+    assert_eq!(machine.state(), "active");
+    assert_ne!(machine.property("MainPID"), pid);
+    let events = collect(machine.grpc().await.generate(ask("one two")).await.unwrap()).await;
+    assert_eq!(text(&events.unwrap()), "one two");
+}
