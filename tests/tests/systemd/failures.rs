@@ -52,7 +52,7 @@ async fn an_engine_that_hangs_is_restarted_and_a_long_prompt_is_not() {
     machine.start();
     let client = machine.grpc().await;
     let mut request = ask("word ".repeat(400));
-    request.stopping.get_or_insert_default().max_tokens = Some(4);
+    request.stopping.get_or_insert_default().max_tokens = 4;
     collect(client.generate(request).await.unwrap()).await.unwrap();
     // Idle, it owes no sign of life.
     tokio::time::sleep(Duration::from_secs(7)).await;

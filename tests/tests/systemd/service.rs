@@ -71,7 +71,7 @@ async fn a_reload_applies_good_settings_and_refuses_bad_ones() {
     let pid = machine.property("MainPID");
     let most = async |wanted: u32| {
         let mut request = ask("word ".repeat(100));
-        request.stopping.get_or_insert_default().max_tokens = Some(wanted);
+        request.stopping.get_or_insert_default().max_tokens = wanted;
         let mut events = client.generate(request).await?;
         events.next().await.unwrap().map(|_| ())
     };
