@@ -77,6 +77,8 @@ impl Machine {
         machine.run(&["chmod", "755", "/usr/sbin/policy-rc.d"]);
         machine.write("/etc/nestd/nestd.toml", settings);
         machine.shell("dpkg --install /packages/*.deb");
+        // Nor does the installation reload what it would.
+        machine.run(&["systemctl", "reload", "dbus"]);
         machine.run(&["systemctl", "start", "nestd.socket", "nestd-metrics.socket"]);
         assert_eq!(machine.state(), "inactive");
         machine
