@@ -45,7 +45,10 @@ impl Watchdog {
         let well = silence < watch.patience;
         if !well && !watch.told {
             let s = silence.as_secs_f64();
-            tracing::error!(s, "the engine hangs: the watchdog is not fed, systemd ends nestd soon");
+            tracing::error!(
+                s,
+                "the engine hangs: the watchdog is not fed, systemd ends nestd soon"
+            );
         }
         watch.told = !well;
         well

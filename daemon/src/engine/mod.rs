@@ -194,11 +194,7 @@ pub struct SimSettings {
 
 /// Loads a model, on the calling thread. `progress` is told 0 to 1, as well as it can be known; the engine
 /// gives signs of life to `pulse`.
-pub fn load(
-    plan: &Plan,
-    progress: &dyn Fn(f64),
-    pulse: &Pulse,
-) -> Result<Box<dyn Engine>, Error> {
+pub fn load(plan: &Plan, progress: &dyn Fn(f64), pulse: &Pulse) -> Result<Box<dyn Engine>, Error> {
     match plan.info.engine {
         EngineKind::Elastic => Ok(Box::new(elastic::Elastic::load(plan, progress, pulse)?)),
         EngineKind::Sim => Ok(Box::new(sim::Sim::load(plan, progress))),

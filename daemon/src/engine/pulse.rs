@@ -1,7 +1,7 @@
 //! Signs of life of what computes, from which the watchdog of the service manager is fed.
 //!
 //! The engine thread gives one with each turn and, inside a step, with each layer; a library that
-//! computes on threads of its own, with each token. Whoever waits for work owes none. So a hang is
+//! computes on threads of its own, with each token. Whoever has no work owes none. So a hang is
 //! noticed, and a long prompt is none.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +21,12 @@ impl Work {
     /// Work begins whose first sign may take so much longer than usual.
     pub(super) fn begin(&self, patience: Duration) {
         self.set(Some(Owed { since: Instant::now(), patience }));
+    }
+
+    /// Work is about to be handed over: one that does not take it hangs, too.
+    pub(super) fn expect(&self) {
+        let mut owed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        owed.get_or_insert(Owed { since: Instant::now(), patience: Duration::ZERO });
     }
 
     /// It goes on. Nothing, while no work was begun.
@@ -85,5 +91,9 @@ mod tests {
         assert!(pulse.silence() >= Duration::from_millis(20), "its hour ended with its first sign");
         pulse.library.end();
         assert_eq!(pulse.silence(), Duration::ZERO);
+        pulse.thread.expect();
+        wait();
+        pulse.thread.expect();
+        assert!(pulse.silence() >= Duration::from_millis(20), "the first is still not taken");
     }
 }

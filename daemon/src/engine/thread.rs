@@ -165,6 +165,7 @@ impl Handle {
 
     /// Hands a job over. Its sink is told what becomes of it, a refusal included.
     pub fn generate(&self, job: Job) {
+        self.pulse.thread.expect();
         if let Err(error) = self.commands.try_send(Command::Generate(Box::new(job))) {
             let (command, error) = match error {
                 TrySendError::Full(command) => (command, busy()),
@@ -177,6 +178,7 @@ impl Handle {
     }
 
     fn send(&self, command: Command) -> Result<(), Error> {
+        self.pulse.thread.expect();
         self.commands.try_send(command).map_err(|error| match error {
             TrySendError::Full(_) => busy(),
             TrySendError::Disconnected(_) => gone(),
@@ -196,12 +198,7 @@ pub(super) fn not_loaded() -> Error {
     Error::ModelNotLoaded { problem: "it was unloaded just now".into() }
 }
 
-fn run(
-    commands: &Receiver<Command>,
-    viewing: &Viewing,
-    forgotten: &Forgotten,
-    pulse: &Pulse,
-) {
+fn run(commands: &Receiver<Command>, viewing: &Viewing, forgotten: &Forgotten, pulse: &Pulse) {
     let mut engine: Option<Box<dyn Engine>> = None;
     loop {
         pulse.thread.begin(Duration::ZERO);
@@ -212,14 +209,19 @@ fn run(
             }
         }
         let step = engine.as_mut().map_or(Step::Idle, |engine| engine.step());
-        pulse.thread.end();
         let command = match step {
             Step::Ready => commands.try_recv().map_err(|error| match error {
                 TryRecvError::Empty => RecvTimeoutError::Timeout,
                 TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
             }),
-            Step::Wait(time) => commands.recv_timeout(time),
-            Step::Idle => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Step::Wait(time) => {
+                pulse.thread.begin(time);
+                commands.recv_timeout(time)
+            }
+            Step::Idle => {
+                pulse.thread.end();
+                commands.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            }
         };
         match command {
             Ok(command) => {
@@ -232,12 +234,7 @@ fn run(
     }
 }
 
-fn obey(
-    command: Command,
-    engine: &mut Option<Box<dyn Engine>>,
-    viewing: &Viewing,
-    pulse: &Pulse,
-) {
+fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>, viewing: &Viewing, pulse: &Pulse) {
     let view = |views| *viewing.lock().unwrap_or_else(PoisonError::into_inner) = views;
     // A caller that no longer waits for its reply has lost interest; that is not an error.
     match command {

@@ -5,6 +5,7 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
 
 use nix::sys::stat::fstat;
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload::Handle;
@@ -58,6 +59,17 @@ fn stderr_is_journal() -> bool {
     stream == format!("{}:{}", stderr.st_dev, stderr.st_ino)
 }
 
+/// syslog's priorities for tracing's levels; the layer's own would call every line a notice.
+fn journald() -> std::io::Result<tracing_journald::Layer> {
+    Ok(tracing_journald::layer()?.with_priority_mappings(PriorityMappings {
+        error: Priority::Error,
+        warn: Priority::Warning,
+        info: Priority::Informational,
+        debug: Priority::Debug,
+        trace: Priority::Debug,
+    }))
+}
+
 /// Changes the log filter of a running daemon.
 pub struct Log(Handle<EnvFilter, Registry>);
 
@@ -66,7 +78,7 @@ impl Log {
     pub fn start(filter: &str) -> std::io::Result<Self> {
         let filter = quiet(filter).map_err(std::io::Error::other)?;
         let (filter, handle) = reload::Layer::new(filter);
-        let journal = if stderr_is_journal() { tracing_journald::layer().ok() } else { None };
+        let journal = if stderr_is_journal() { journald().ok() } else { None };
         let output = if let Some(journal) = journal {
             journal.boxed()
         } else {

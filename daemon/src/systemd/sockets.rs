@@ -8,7 +8,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
 use nix::sys::socket::sockopt::{AcceptConn, SockType};
-use nix::sys::socket::{self, AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt};
+use nix::sys::socket::{
+    self, AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt,
+};
 /// Those that nobody has taken yet.
 #[derive(Default)]
 pub struct Sockets(Vec<(String, OwnedFd)>);

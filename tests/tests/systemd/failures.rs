@@ -107,9 +107,7 @@ async fn a_killed_daemon_comes_back_and_its_clients_are_told() {
         assert!(told.expect("the stream ends").is_err());
     }
     assert_eq!(text(&asked.await.unwrap().unwrap()), "one two");
-    machine.until("restarted", |machine| {
-        (machine.property("NRestarts") == "1").then_some(())
-    });
+    machine.until("restarted", |machine| (machine.property("NRestarts") == "1").then_some(()));
     let again = collect(dbus.generate(ask("three")).await.unwrap()).await.unwrap();
     assert_eq!(text(&again), "three");
 }

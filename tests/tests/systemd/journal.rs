@@ -26,8 +26,7 @@ async fn lines_have_fields_and_priorities_and_no_prompt() {
     machine.run(&["systemctl", "stop", "nestd"]);
 
     let lines = machine.run(&["journalctl", "--unit", "nestd", "--output", "json"]);
-    let lines: Vec<Value> =
-        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of = |field: &str, value: &str| {
         lines.iter().filter(|line| line[field] == value).cloned().collect::<Vec<Value>>()
     };

@@ -38,7 +38,8 @@ impl Machine {
         let groups: Vec<PathBuf> = hierarchies.iter().map(|folder| folder.join(&name)).collect();
         let mut join = String::new();
         for group in &groups {
-            fs::create_dir(group).expect("root may make control groups: tests/systemd.sh tells more");
+            fs::create_dir(group)
+                .expect("root may make control groups: tests/systemd.sh tells more");
             join += &format!("echo $$ > {}/cgroup.procs; ", group.display());
         }
         let nspawn = Command::new("sh")

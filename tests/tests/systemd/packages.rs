@@ -11,7 +11,8 @@ use crate::service::SIM;
 async fn installed_it_answers_and_purged_it_is_gone() {
     let machine = Machine::boot();
     // dpkg's list and logs, and what systemd keeps of the user, may stay.
-    let list = "find / /run -xdev -iname '*nestd*' -print | grep -v -e ^/var/log -e ^/run/systemd | sort";
+    let list =
+        "find / /run -xdev -iname '*nestd*' -print | grep -v -e ^/var/log -e ^/run/systemd | sort";
     let before = machine.shell(list);
     machine.shell("dpkg --install /packages/*.deb");
     assert_eq!(machine.state(), "active");

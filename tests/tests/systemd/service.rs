@@ -25,9 +25,12 @@ async fn the_socket_starts_the_daemon_and_both_apis_answer() {
     assert_eq!(bus, answer);
     let metrics = machine.path("/run/nestd/metrics.sock");
     let metrics = std::process::Command::new("python3")
-        .args(["-c", "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); \
+        .args([
+            "-c",
+            "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); \
             s.sendall(b'GET /metrics HTTP/1.1\\r\\nhost: x\\r\\nconnection: close\\r\\n\\r\\n'); \
-            print(b''.join(iter(lambda: s.recv(65536), b'')).decode())"])
+            print(b''.join(iter(lambda: s.recv(65536), b'')).decode())",
+        ])
         .arg(metrics)
         .output()
         .unwrap();
@@ -53,8 +56,11 @@ async fn started_means_that_both_apis_answer() {
     // The model takes three seconds; the start does not wait for it.
     let machine = Machine::with_nestd(&format!("{SIM}sim.load_ms = 3000\n"));
     machine.start();
-    for client in [machine.grpc().await, machine.dbus().await] {
+    let both = [machine.grpc().await, machine.dbus().await];
+    for client in &both {
         assert_eq!(client.status().await.unwrap().state(), State::Loading);
+    }
+    for client in both {
         let answer = collect(client.generate(ask("one two")).await.unwrap()).await.unwrap();
         assert_eq!(text(&answer), "one two");
     }

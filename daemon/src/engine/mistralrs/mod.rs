@@ -30,8 +30,8 @@ use tokio::runtime::Runtime;
 
 use super::checkpoint::Checkpoint;
 use super::checkpoint::config::Generation;
-use super::thread::not_loaded;
 use super::pulse::Work;
+use super::thread::not_loaded;
 use super::{Constraints, Counter, Engine, Isq, Job, Plan, Pulse, Step};
 use crate::types::{Error, Loaded, Message, Part, Role, Sampling};
 
