@@ -3,7 +3,7 @@
 # Gemma 3n E4B's dimensions. Shows that the service keeps to its profile's budget, and that the governor gives
 # way before the kernel has to kill.
 #   tests/uml.sh [FOLDER]    works in FOLDER (8 GB; default: target/uml); minutes
-# Needs root, Debian, 5 GB of memory, tests/systemd.sh's container and packages (run it before).
+# Needs root, Debian, 6 GB of memory, tests/systemd.sh's container and packages (run it before).
 set -eu
 cd "$(dirname "$0")/.."
 folder=${1:-target/uml}
@@ -28,9 +28,9 @@ mkdir -p "$folder/models"
 # The image: the container's root with the packages and what runs in it.
 rm -rf "$folder/root" "$folder/root.img"
 cp -a "$root" "$folder/root"
-cp target/debian/*.deb "$folder/root/tmp/"
-chroot "$folder/root" sh -euc 'systemd-sysusers 2>/dev/null || true; dpkg --install /tmp/*.deb >/dev/null; rm /tmp/*.deb'
-rm -f "$folder/root"/var/lib/nestd/models/nestd-demo*
+cp target/debian/nestd_*.deb target/debian/nestctl_*.deb "$folder/root/tmp/"
+unshare --mount sh -euc 'mount -t proc proc "$1/proc"
+    chroot "$1" sh -euc "dpkg --install /tmp/*.deb >/dev/null; rm /tmp/*.deb"' sh "$folder/root"
 install -m 755 tests/uml/inside.sh "$folder/root/usr/local/bin/inside"
 cat >"$folder/root/etc/systemd/system/inside.service" <<'UNIT'
 [Unit]
@@ -45,14 +45,14 @@ StandardError=inherit
 [Install]
 WantedBy=default.target
 UNIT
-chroot "$folder/root" systemctl --quiet enable inside.service
-chroot "$folder/root" systemctl --quiet disable nestd.service
+systemctl --root="$folder/root" --quiet enable inside.service
+systemctl --root="$folder/root" --quiet disable nestd.service
 mke2fs -q -F -t ext4 -d "$folder/root" "$folder/root.img" 1200M
 rm -rf "$folder/root"
 
 # Its memory is a file of the host's, which has to be one in memory.
 models=$(cd "$folder/models" && pwd)
-TMPDIR=/dev/shm timeout 1200 linux.uml mem=4G ubd0="$folder/root.img" root=/dev/ubda rw init=/lib/systemd/systemd \
+TMPDIR=/dev/shm timeout 1200 linux.uml mem=5G ubd0="$folder/root.img" root=/dev/ubda rw init=/lib/systemd/systemd \
     con=null con0=null,fd:2 con1=fd:0,fd:1 ssl=null quiet models="$models" \
     systemd.mask=systemd-udevd.service systemd.mask=systemd-udev-trigger.service </dev/null || true
 debugfs -R 'cat /results' "$folder/root.img" 2>/dev/null | tee "$folder/results"

@@ -14,8 +14,8 @@ check() { # what, and a condition for test
 }
 mib() { echo $(($(cat "$group/$1") >> 20)); }
 killed() { sed -n 's/^oom_kill //p' "$group/memory.events"; }
-size() { nestctl --json status | sed -n 's/.*"size":"\([^"]*\)".*/\1/p'; }
-# Waits for a line of standard input's command.
+size() { nestctl --json status | sed -n 's/.*"active_size":"\([^"]*\)".*/\1/p'; }
+# Waits until a command succeeds.
 until_true() { # seconds, command
     left=$1
     shift
@@ -41,21 +41,21 @@ until_true 60 sh -c 'nestctl --json status | grep -q "\"state\":\"ready\""'
 echo "ready at $(size) with $(mib memory.max) MiB"
 nestctl governor
 
-# An answer begins within the headset's budget, and the budget becomes the glasses'.
-nestctl --json ask --max-tokens 150 "Tell me a long story" >/tmp/answer 2>/tmp/answer.err &
+# An answer begins within the headset's budget, and the budget becomes the handheld's.
+nestctl --json ask --max-tokens 60 "Tell me a long story" >/tmp/answer 2>/tmp/answer.err &
 asked=$!
 until_true 120 grep -q text /tmp/answer
 before=$(size)
-systemctl set-property --runtime nestd.service MemoryHigh=1920M MemoryMax=2G
-check "the new budget is in force" "$(mib memory.max)" = 2048
-until_true 60 sh -c "! nestctl --json status | grep -q '\"size\":\"$before\"'"
+systemctl set-property --runtime nestd.service MemoryHigh=2944M MemoryMax=3G
+check "the new budget is in force" "$(mib memory.max)" = 3072
+until_true 60 sh -c "! nestctl --json status | grep -q '\"active_size\":\"$before\"'"
 after=$(size)
 nestctl governor
 check "the size went down from $before" "$after" != "$before"
 wait "$asked"
 check "the answer ended well" "$?" = 0
 tail -n 1 /tmp/answer
-check "all of it within the budget" "$(mib memory.current)" -le 2048
+check "all of it within the budget" "$(mib memory.current)" -le 3072
 check "nothing was killed" "$(killed)" = 0
 
 # Memory of the whole machine runs out: a file in memory takes what is left but 150 MiB.

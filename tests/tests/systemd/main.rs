@@ -5,6 +5,7 @@
 
 mod access;
 mod failures;
+mod idle;
 mod journal;
 mod machine;
 mod packages;
