@@ -14,7 +14,7 @@ use super::connection::accepted;
 use super::{Settings, peer_groups, serve};
 use crate::api::access::unit;
 use crate::api::{Core, socket};
-use crate::types::Client;
+use crate::types::{Client, State};
 
 /// A socket that accepts connections, not served yet.
 pub struct Socket {
@@ -31,7 +31,7 @@ impl Socket {
         Ok(Self { listener, path: Some(path.to_owned()) })
     }
 
-    /// One that the service manager made, and keeps.
+    /// One that the service manager made, and keeps: who connects while this daemon drains waits for the next.
     pub fn given(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
         Ok(Self { listener: UnixListener::from_std(listener)?, path: None })
     }
@@ -45,8 +45,17 @@ impl Socket {
     ) -> io::Result<()> {
         let service = Arc::clone(&core.service);
         let open = settings.connections.clone();
-        let connections =
-            accepted(UnixListenerStream::new(self.listener)).filter_map(move |stream| {
+        let (mut status, kept) = (service.watch(), self.path.is_none());
+        let passed_on = async move {
+            let drains = status.wait_for(|status| status.state == State::Draining);
+            if !kept || drains.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let connections = accepted(UnixListenerStream::new(self.listener))
+            .take_until(Box::pin(passed_on))
+            .chain(futures::stream::pending())
+            .filter_map(move |stream| {
                 let client = client(&stream);
                 ready(open.admit(stream, client, &service))
             });
