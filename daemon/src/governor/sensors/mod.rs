@@ -20,7 +20,7 @@ mod testing;
 mod trigger;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
@@ -33,6 +33,8 @@ use nestd_policy::snapshot::{Battery, Memory, PowerProfile, Pressure, Snapshot};
 const FIRST: Duration = Duration::from_secs(1);
 /// No sensor looks more often than this.
 const SHORTEST: Duration = Duration::from_millis(100);
+/// Sensors are read at multiples of this.
+const GRAIN: Duration = Duration::from_millis(100);
 
 /// One source of readings.
 pub trait Sensor: Send + 'static {
@@ -227,14 +229,39 @@ impl Every {
 
     fn again_in(&mut self, wait: Duration) {
         let now = Instant::now();
-        self.due = now.checked_add(wait).unwrap_or(now + Duration::from_secs(3600));
+        self.due = together(now.checked_add(wait).unwrap_or(now + Duration::from_secs(3600)));
     }
+}
+
+/// The nearest of the times at which sensors are read, all of them by the same clock: what is due at about the
+/// same time wakes an idle device once.
+fn together(due: Instant) -> Instant {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    let began = *BEGAN.get_or_init(Instant::now);
+    let half = GRAIN / 2;
+    let over = (due + half).saturating_duration_since(began).as_nanos() % GRAIN.as_nanos();
+    due + half - Duration::from_nanos(u64::try_from(over).unwrap_or(0))
 }
 
 #[cfg(test)]
 mod tests {
     use super::testing::said;
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn sensors_are_read_together() {
+        let (mut one, mut other) =
+            (Every::new(Duration::from_secs(5)), Every::new(Duration::from_secs(5)));
+        one.tick().await;
+        // The first one's reading took a while.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        other.tick().await;
+        let waited = one.due - Instant::now();
+        assert!(waited > Duration::from_millis(4850) && waited < Duration::from_millis(5050));
+        let apart = one.due.max(other.due) - one.due.min(other.due);
+        assert!(apart.is_zero() || apart == GRAIN, "{apart:?}");
+        assert_eq!(together(one.due), one.due);
+    }
 
     /// Says what a test tells it to say; ends when the test drops its end.
     struct Told(tokio::sync::mpsc::UnboundedReceiver<Reading>);
