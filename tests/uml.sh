@@ -52,7 +52,7 @@ rm -rf "$folder/root"
 
 # Its memory is a file of the host's, which has to be one in memory.
 models=$(cd "$folder/models" && pwd)
-TMPDIR=/dev/shm timeout 1200 linux.uml mem=5G ubd0="$folder/root.img" root=/dev/ubda rw init=/lib/systemd/systemd \
+TMPDIR=/dev/shm timeout 1200 linux.uml mem=5632M ubd0="$folder/root.img" root=/dev/ubda rw init=/lib/systemd/systemd \
     con=null con0=null,fd:2 con1=fd:0,fd:1 ssl=null quiet models="$models" \
     systemd.mask=systemd-udevd.service systemd.mask=systemd-udev-trigger.service </dev/null || true
 debugfs -R 'cat /results' "$folder/root.img" 2>/dev/null | tee "$folder/results"
