@@ -1,0 +1,13 @@
+SUMMARY = "Small image that answers: nestd with the demo model"
+LICENSE = "MIT"
+
+inherit core-image features_check
+
+REQUIRED_DISTRO_FEATURES = "systemd"
+
+IMAGE_INSTALL = " \
+    nestd-model-demo \
+    packagegroup-core-boot \
+    packagegroup-nestd \
+    ${CORE_IMAGE_EXTRA_INSTALL} \
+"

@@ -1,0 +1,35 @@
+SUMMARY = "A model of one's own for nestd"
+DESCRIPTION = "The GGUF file at NESTD_MODEL_URI, with its checksum. For a second one, copy this recipe."
+SECTION = "base"
+
+# Set these in the distribution's configuration or in a .bbappend. What the model's terms ask for, such as passing them
+# on, is the integrator's to do: name them in NESTD_MODEL_LICENSE and NESTD_MODEL_LICENSE_FILES.
+NESTD_MODEL_URI ?= ""
+NESTD_MODEL_SHA256 ?= ""
+# A file:// URI of a table of sizes, where the model needs one.
+NESTD_MODEL_SIZES_URI ?= ""
+NESTD_MODEL_LICENSE ?= "CLOSED"
+NESTD_MODEL_LICENSE_FILES ?= ""
+
+LICENSE = "${NESTD_MODEL_LICENSE}"
+LIC_FILES_CHKSUM = "${NESTD_MODEL_LICENSE_FILES}"
+
+SRC_URI = "${NESTD_MODEL_URI};name=model;unpack=0 ${NESTD_MODEL_SIZES_URI}"
+SRC_URI[model.sha256sum] = "${NESTD_MODEL_SHA256}"
+
+inherit nestd-model
+
+S = "${UNPACKDIR}"
+
+NESTD_MODEL_FILE = "${S}/${@nestd_basename(d, 'NESTD_MODEL_URI')}"
+NESTD_MODEL_SIZES = "${@'${S}/' + nestd_basename(d, 'NESTD_MODEL_SIZES_URI') if d.getVar('NESTD_MODEL_SIZES_URI') else ''}"
+
+def nestd_basename(d, variable):
+    """What the file of a URI is called after unpacking."""
+    kind, host, path, user, password, parameters = bb.fetch.decodeurl(d.getVar(variable))
+    return parameters.get("downloadfilename") or os.path.basename(path)
+
+python () {
+    if not d.getVar("NESTD_MODEL_URI") or not d.getVar("NESTD_MODEL_SHA256"):
+        raise bb.parse.SkipRecipe("set NESTD_MODEL_URI and NESTD_MODEL_SHA256")
+}
