@@ -60,10 +60,11 @@ def crates_inc():
         if not source.startswith("registry+") or "checksum" not in package:
             sys.exit(f"generate.py: {package['name']} is from {source}, and recipes fetch from the registry only")
         crates.append((package["name"], package["version"], package["checksum"]))
-    lines = ["# Written by yocto/generate.py.", "", "# from Cargo.lock", 'SRC_URI += " \\']
+    lines = ["# Written by yocto/generate.py.", "", "# from Cargo.lock", "# nooelint: oelint.vars.inconspaces"]
+    lines += ['SRC_URI += " \\']
     lines += [f"    crate://crates.io/{name}/{version} \\" for name, version, _ in crates]
     lines += ['"', ""]
-    lines += [f'SRC_URI[{name}-{version}.sha256sum] = "{checksum}"' for name, version, checksum in crates]
+    lines += [f'SRC_URI[{name}-{version}.sha256sum] = "{sha256}"' for name, version, sha256 in crates]
     return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,7 @@ SECTION = "base"
 
 require recipes-nestd/nestd/nestd-source.inc
 
-inherit nestd-model
+inherit nestd_model
 
 LICENSE = "${NESTD_LICENSE}"
 LIC_FILES_CHKSUM = "${NESTD_LICENSE_FILES}"

@@ -17,7 +17,7 @@ LIC_FILES_CHKSUM = "${NESTD_MODEL_LICENSE_FILES}"
 SRC_URI = "${NESTD_MODEL_URI};name=model;unpack=0 ${NESTD_MODEL_SIZES_URI}"
 SRC_URI[model.sha256sum] = "${NESTD_MODEL_SHA256}"
 
-inherit nestd-model
+inherit nestd_model
 
 S = "${UNPACKDIR}"
 
@@ -29,6 +29,7 @@ def nestd_basename(d, variable):
     kind, host, path, user, password, parameters = bb.fetch.decodeurl(d.getVar(variable))
     return parameters.get("downloadfilename") or os.path.basename(path)
 
+# nooelint: oelint.task.noanonpython
 python () {
     if not d.getVar("NESTD_MODEL_URI") or not d.getVar("NESTD_MODEL_SHA256"):
         raise bb.parse.SkipRecipe("set NESTD_MODEL_URI and NESTD_MODEL_SHA256")

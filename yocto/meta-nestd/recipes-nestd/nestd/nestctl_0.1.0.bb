@@ -34,7 +34,7 @@ do_install:append:class-target() {
 }
 
 PACKAGE_BEFORE_PN += "${PN}-zsh-completion ${PN}-fish-completion"
-FILES:${PN}-zsh-completion = "${datadir}/zsh"
-FILES:${PN}-fish-completion = "${datadir}/fish"
+FILES:${PN}-zsh-completion += "${datadir}/zsh"
+FILES:${PN}-fish-completion += "${datadir}/fish"
 
 BBCLASSEXTEND = "native nativesdk"

@@ -4,7 +4,7 @@ SECTION = "base"
 
 require nestd-source.inc
 
-inherit features_check nestd-profile
+inherit features_check nestd_profile
 
 LICENSE = "${NESTD_LICENSE}"
 LIC_FILES_CHKSUM = "${NESTD_LICENSE_FILES}"
@@ -20,20 +20,14 @@ do_install() {
     install -D -m 0644 ${S}/systemd/profiles/${NESTD_PROFILE}.conf \
         ${D}${systemd_system_unitdir}/nestd.service.d/10-profile.conf
     install -d ${D}${nonarch_libdir}/nestd/nestd.toml.d
-    cat >${D}${nonarch_libdir}/nestd/nestd.toml.d/10-profile.toml <<EOF
-# The image's NESTD_PROFILE, and the settings with which its models were checked.
-[governor]
-profile = "${NESTD_PROFILE}"
-[model]
-context_tokens = ${NESTD_CONTEXT_TOKENS}
-[limits]
-parallel_requests = ${NESTD_PARALLEL_REQUESTS}
-[elastic]
-kv = "${NESTD_KV}"
-prefix_cache_mib = ${NESTD_PREFIX_CACHE_MIB}
-spill_mib = ${NESTD_SPILL_MIB}
-EOF
+    printf '%s\n' \
+        '# NESTD_PROFILE, and the settings with which the models of the image were checked.' \
+        '[governor]' 'profile = "${NESTD_PROFILE}"' \
+        '[model]' 'context_tokens = ${NESTD_CONTEXT_TOKENS}' \
+        '[limits]' 'parallel_requests = ${NESTD_PARALLEL_REQUESTS}' \
+        '[elastic]' 'kv = "${NESTD_KV}"' 'prefix_cache_mib = ${NESTD_PREFIX_CACHE_MIB}' 'spill_mib = ${NESTD_SPILL_MIB}' \
+        >${D}${nonarch_libdir}/nestd/nestd.toml.d/10-profile.toml
 }
 
 PACKAGES = "${PN}"
-FILES:${PN} = "${systemd_system_unitdir}/nestd.service.d ${nonarch_libdir}/nestd"
+FILES:${PN} += "${systemd_system_unitdir}/nestd.service.d ${nonarch_libdir}/nestd"

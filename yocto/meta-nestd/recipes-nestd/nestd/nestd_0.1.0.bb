@@ -35,7 +35,8 @@ SYSTEMD_SERVICE:${PN} = "nestd.service nestd.socket nestd-metrics.socket"
 # As in systemd/sysusers.conf.
 USERADD_PACKAGES = "${PN}"
 GROUPADD_PARAM:${PN} = "--system nestd-control"
-USERADD_PARAM:${PN} = "--system --user-group --no-create-home --home-dir /var/lib/nestd --shell /sbin/nologin nestd"
+USERADD_PARAM:${PN} = "--system --user-group --no-create-home --home-dir ${localstatedir}/lib/nestd \
+    --shell /sbin/nologin nestd"
 
 do_install() {
     install -D -m 0755 ${B}/target/${CARGO_TARGET_SUBDIR}/nestd ${D}${bindir}/nestd
@@ -61,15 +62,14 @@ do_install:append:class-target() {
 
 # What has the daemon look for packaged models; packages of models bring it.
 PACKAGE_BEFORE_PN = "nestd-model-dir"
-FILES:nestd-model-dir = "${nonarch_libdir}/nestd/nestd.toml.d/20-model.toml"
-FILES:${PN} += " \
+FILES:nestd-model-dir += "${nonarch_libdir}/nestd/nestd.toml.d/20-model.toml"
+FILES:${PN} += "\
     ${datadir}/dbus-1 \
     ${datadir}/polkit-1 \
     ${nonarch_libdir}/sysusers.d \
     ${nonarch_libdir}/tmpfiles.d \
 "
 RDEPENDS:${PN}:append:class-target = " ${@bb.utils.filter('DISTRO_FEATURES', 'polkit', d)}"
-RRECOMMENDS:${PN}:append:class-target = " nestd-profile"
 
 # nestd-native checks settings at build time (nestd --check-config).
 BBCLASSEXTEND = "native"

@@ -1,7 +1,7 @@
 # The device's profile, and what a model may take on it. Whoever inherits this is of the machine.
 #
 # NESTD_PROFILE picks the governor's thresholds and the service's memory. The other variables are the daemon's settings
-# on which a model's need depends. The recipe nestd-profile writes them for the device, and the class nestd-model checks
+# on which a model's need depends. The recipe nestd-profile writes them for the device, and the class nestd_model checks
 # with them that a model fits, so set them where both see them: in the machine's or the distribution's configuration.
 
 # glasses, headset, handheld or plugged
@@ -46,6 +46,7 @@ def nestd_number(d, variable):
         bb.fatal('%s is "%s": it has to be a number' % (variable, value))
     return int(value)
 
+# nooelint: oelint.task.noanonpython - a wrong value should be told before anything is built
 python () {
     for variable in ["NESTD_CONTEXT_TOKENS", "NESTD_PARALLEL_REQUESTS", "NESTD_PREFIX_CACHE_MIB", "NESTD_SPILL_MIB"]:
         nestd_number(d, variable)

@@ -6,7 +6,7 @@
 #   NESTD_MODEL_SIZES    a table of MatFormer sizes, if the model needs one (docs/nestctl.md)
 #   NESTD_MODEL_NAME     what the model is called on the device
 
-inherit nestd-profile
+inherit nestd_profile
 
 DEPENDS += "nestctl-native"
 
@@ -19,6 +19,7 @@ B = "${WORKDIR}/build"
 INHIBIT_PACKAGE_STRIP = "1"
 INHIBIT_PACKAGE_DEBUG_SPLIT = "1"
 SSTATE_SKIP_CREATION = "1"
+INHIBIT_DEFAULT_DEPS = "1"
 
 def nestd_need_mib(d, size):
     """The memory in MiB that the daemon wants for a size of `nestctl model inspect`, its own included."""
@@ -85,6 +86,6 @@ do_install() {
 }
 
 PACKAGES = "${PN}"
-FILES:${PN} = "${datadir}/nestd/models"
+FILES:${PN} += "${datadir}/nestd/models"
 # The setting that has the daemon look there.
 RDEPENDS:${PN} += "nestd-model-dir"
