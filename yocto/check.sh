@@ -57,7 +57,7 @@ for nestctl in target/release/nestctl target/debug/nestctl; do
         export NESTCTL
     fi
 done
-"$venv/bin/python" yocto/check_layer.py || failed=1
+"$venv/bin/python" -B yocto/check_layer.py || failed=1
 
 if [ "$failed" = 0 ]; then
     say "all is well"

@@ -21,13 +21,18 @@ inherit nestd_model
 
 S = "${UNPACKDIR}"
 
-NESTD_MODEL_FILE = "${S}/${@nestd_basename(d, 'NESTD_MODEL_URI')}"
-NESTD_MODEL_SIZES = "${@'${S}/' + nestd_basename(d, 'NESTD_MODEL_SIZES_URI') if d.getVar('NESTD_MODEL_SIZES_URI') else ''}"
+NESTD_MODEL_FILE = "${@nestd_unpacked(d, 'NESTD_MODEL_URI')}"
+NESTD_MODEL_SIZES = "${@nestd_unpacked(d, 'NESTD_MODEL_SIZES_URI')}"
 
-def nestd_basename(d, variable):
-    """What the file of a URI is called after unpacking."""
-    kind, host, path, user, password, parameters = bb.fetch.decodeurl(d.getVar(variable))
-    return parameters.get("downloadfilename") or os.path.basename(path)
+def nestd_unpacked(d, variable):
+    """Where the file of a URI is after unpacking; nothing without one."""
+    if not d.getVar(variable):
+        return ""
+    uri = d.getVar(variable)
+    kind, host, path, user, password, parameters = bb.fetch.decodeurl(uri)
+    # A file of this machine keeps its folders.
+    name = path.lstrip("/") if kind == "file" else os.path.basename(bb.fetch.localpath(uri, d))
+    return os.path.join(d.getVar("S"), name)
 
 # nooelint: oelint.task.noanonpython
 python () {

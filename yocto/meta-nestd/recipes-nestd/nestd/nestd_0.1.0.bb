@@ -19,7 +19,7 @@ LIC_FILES_CHKSUM = "${NESTD_LICENSE_FILES} ${NESTD_CRATE_LICENSE_FILES} \
 
 REQUIRED_DISTRO_FEATURES:class-target = "systemd"
 
-# The engine elastic (GGUF) is always there. mistralrs loads Hugging Face folders, at the price of 380 more crates;
+# The engine elastic (GGUF) is always there. mistralrs loads Hugging Face folders, at the price of 370 more crates;
 # tcp serves gRPC on TCP with mutual TLS.
 PACKAGECONFIG ??= ""
 PACKAGECONFIG[mistralrs] = "--features mistralrs"
