@@ -162,6 +162,7 @@ class Layer(unittest.TestCase):
         self.assertEqual({file.name for file in units.iterdir()}, set(data.getVar("SYSTEMD_SERVICE:nestd").split()))
         for file in [
             "usr/bin/nestd",
+            "usr/share/man/man1/nestd.1",
             "usr/lib/sysusers.d/nestd.conf",
             "usr/lib/tmpfiles.d/nestd.conf",
             "usr/share/dbus-1/system.d/org.nestd.Nestd1.conf",
@@ -221,8 +222,8 @@ class Layer(unittest.TestCase):
             check = bb.utils.get_context()["nestd_check_model"]
             return self.alone.failure(lambda: check(data, sizes))
 
-        # E2B and E4B in Q4_0 (docs/elastic.md), 4096 tokens.
-        e2b, e4b = inspected(1633), inspected(2758, 1877)
+        # E2B and E4B in Q4_0 with 4096 tokens.
+        e2b, e4b = inspected(1634), inspected(2758, 1877)
         self.assertIsNone(told(e2b, NESTD_PROFILE="glasses"))
         refused = told(e4b, NESTD_PROFILE="glasses")
         self.assertIn("demo does not fit the profile glasses: its smallest size, size1877, needs", refused)

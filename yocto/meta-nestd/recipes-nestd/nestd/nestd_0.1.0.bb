@@ -46,6 +46,7 @@ do_install:append:class-target() {
     install -d ${D}${systemd_system_unitdir}
     install -m 0644 ${S}/systemd/nestd.service ${S}/systemd/nestd.socket ${S}/systemd/nestd-metrics.socket \
         ${D}${systemd_system_unitdir}/
+    install -D -m 0644 ${S}/docs/nestd.1 ${D}${mandir}/man1/nestd.1
     install -D -m 0644 ${S}/systemd/sysusers.conf ${D}${nonarch_libdir}/sysusers.d/nestd.conf
     install -D -m 0644 ${S}/systemd/tmpfiles.conf ${D}${nonarch_libdir}/tmpfiles.d/nestd.conf
     install -D -m 0644 ${S}/systemd/org.nestd.Nestd1.conf ${D}${datadir}/dbus-1/system.d/org.nestd.Nestd1.conf
