@@ -62,7 +62,7 @@ do_install:append:class-target() {
 }
 
 # What has the daemon look for packaged models; packages of models bring it.
-PACKAGE_BEFORE_PN = "nestd-model-dir"
+PACKAGE_BEFORE_PN += "nestd-model-dir"
 FILES:nestd-model-dir += "${nonarch_libdir}/nestd/nestd.toml.d/20-model.toml"
 FILES:${PN} += "\
     ${datadir}/dbus-1 \
