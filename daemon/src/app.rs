@@ -5,6 +5,7 @@
 //! starts it anew.
 
 mod tcp;
+mod watchdog;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,11 +25,16 @@ use crate::engine::{self, catalog::Catalog};
 use crate::governor::sensors::{self, replay, sleep::Release};
 use crate::governor::{self, Governor};
 use crate::service::{self, Report, Service};
-use crate::systemd::{Log, Notifier};
+use crate::systemd::{Log, Notifier, Sockets};
 use crate::types::{State, Table};
+
+use self::watchdog::Watchdog;
 
 /// How long connections may take to close when everything else is over.
 const CLOSE: Duration = Duration::from_secs(2);
+
+/// How long the last things may take to be kept.
+const KEEP: Duration = Duration::from_secs(10);
 
 /// Open files that a process may have, as a rule.
 const SOFT_FILES: u64 = 1024;
@@ -40,11 +46,13 @@ type Fatal = Box<dyn std::error::Error + Send + Sync>;
 pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     let log = Log::start(&config.log_level)?;
     let systemd = Notifier::start()?;
+    let mut given = Sockets::given()?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
 
     let (engine, mut engine_ended) = engine::spawn()?;
+    let mut watchdog = Watchdog::new(engine.pulse());
     let service = Service::new(engine, settings(&config));
     let governor = Governor::new(Arc::clone(&service), governor_settings(&config));
     let (readings, release) = sensors(&config).await;
@@ -52,10 +60,9 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     tokio::spawn(Arc::clone(&governor).run(readings, release));
     tokio::spawn(Arc::clone(service.sessions()).expire());
     let socket = config.grpc.socket.display().to_string();
-    let listener =
-        grpc::Socket::bind(&config.grpc.socket, config.grpc.socket_mode, &config.grpc.socket_group)
-            .await
-            .map_err(|error| format!("the gRPC socket {socket}: {error}"))?;
+    let listener = grpc_socket(&config, &mut given)
+        .await
+        .map_err(|error| format!("the gRPC socket {socket}: {error}"))?;
     let tcp = tcp::Listener::bind(config.tcp.as_ref()).await?;
     // Requests that come while the model loads wait for it.
     service.load_configured().await;
@@ -72,7 +79,10 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
         let (core, settings, stop) = (core.clone(), settings.clone(), stop.clone());
         async move { Ok(listener.run(core, settings, stop).await?) }
     });
-    let metrics = serve_metrics(&config, &core, &stop).await;
+    let metrics = serve_metrics(&config, &mut given, &core, &stop).await;
+    for name in given.rest() {
+        tracing::warn!(name, "a socket from systemd that nestd has no use for (grpc and metrics)");
+    }
     let mut tcp = tcp.spawn(core.clone(), settings, stop.clone());
     let bus = match &config.bus {
         Bus::Off => None,
@@ -91,14 +101,24 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
         }
     };
     let mut status = service.watch();
-    systemd.ready(line(&service.report()));
+    systemd.status(line(&service.report()));
+    systemd.ready();
     tracing::info!(socket, bus = ?config.bus, version = env!("CARGO_PKG_VERSION"), "ready");
 
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload(&config, &layers, &core, &tcp, &log),
+            _ = hangup.recv() => {
+                systemd.reloading();
+                reload(&config, &layers, &core, &tcp, &log);
+                systemd.ready();
+            }
+            () = watchdog.turn() => {
+                if watchdog.all_is_well() {
+                    systemd.alive();
+                }
+            }
             Ok(()) = status.changed() => {
                 status.mark_unchanged();
                 systemd.status(line(&service.report()));
@@ -111,7 +131,8 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     }
 
     tracing::info!("stopping");
-    systemd.stopping();
+    systemd.status("stopping: requests are ending".into());
+    systemd.stopping(service.drain_time() + CLOSE + KEEP);
     service.drain().await;
     stop.cancel();
     let closed = async {
@@ -131,6 +152,15 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     service.sessions().kept().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The gRPC socket: the one from systemd, or else one of our own.
+async fn grpc_socket(config: &Config, given: &mut Sockets) -> std::io::Result<grpc::Socket> {
+    if let Some(socket) = given.take("grpc")? {
+        return grpc::Socket::given(socket);
+    }
+    let grpc = &config.grpc;
+    grpc::Socket::bind(&grpc.socket, grpc.socket_mode, &grpc.socket_group).await
 }
 
 /// As many connections as are configured, and as the process may have: it needs files for other things, too.
@@ -153,18 +183,26 @@ fn connections(config: &Config) -> grpc::Connections {
 /// Serves the metrics. What needs the daemon does not need them: a failure is told, and nothing else.
 async fn serve_metrics(
     config: &Config,
+    given: &mut Sockets,
     core: &Core,
     stop: &CancellationToken,
 ) -> Option<JoinHandle<()>> {
-    let place = match &config.metrics {
-        Listen::Off => return None,
-        Listen::Unix(path) => metrics::Place::Unix(path, &config.grpc.socket_group),
-        Listen::Tcp(address) => metrics::Place::Tcp(*address),
+    let server = match (given.take("metrics"), &config.metrics) {
+        (Ok(Some(socket)), _) => metrics::Server::given(socket),
+        (Err(error), _) => Err(error),
+        (Ok(None), Listen::Off) => return None,
+        (Ok(None), Listen::Unix(path)) => {
+            let group = &config.grpc.socket_group;
+            metrics::Server::bind(metrics::Place::Unix(path, group)).await
+        }
+        (Ok(None), Listen::Tcp(address)) => {
+            metrics::Server::bind(metrics::Place::Tcp(*address)).await
+        }
     };
-    match metrics::Server::bind(place).await {
+    match server {
         Ok(server) => Some(tokio::spawn(server.run(core.clone(), stop.clone()))),
         Err(error) => {
-            tracing::error!(?place, %error, "metrics.listen: metrics are not served");
+            tracing::error!(place = ?config.metrics, %error, "metrics.listen: metrics are not served");
             None
         }
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use nestd::engine::catalog::Catalog;
-use nestd::engine::{self, Engine, Isq, Job, Plan, Settings, SimSettings, elastic};
+use nestd::engine::{self, Engine, Isq, Job, Plan, Pulse, Settings, SimSettings, elastic};
 use nestd::stream::{self, Events};
 use nestd::types::{
     Error, Event, FinishReason, Finished, GenerateRequest, Message, Part, Role, Sampling, Stopping,
@@ -85,7 +85,7 @@ impl Fixture {
     }
 
     fn load(&self, size: usize) -> Result<Box<dyn Engine>, Error> {
-        engine::load(&self.plan(size, Isq::None)?, &|_| {})
+        engine::load(&self.plan(size, Isq::None)?, &|_| {}, &Pulse::default())
     }
 
     /// Why the model cannot be loaded.
@@ -165,7 +165,7 @@ fn a_folder_that_cannot_be_used_is_refused_before_it_is_loaded() {
     let fixture = Fixture::new();
     let mut plan = fixture.plan(0, Isq::None).unwrap();
     plan.size = "huge".into();
-    let error = engine::load(&plan, &|_| {}).map(|_| ()).unwrap_err();
+    let error = engine::load(&plan, &|_| {}, &Pulse::default()).map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("\"huge\" is not one of"), "{error}");
 }
 

@@ -33,7 +33,9 @@ pub(super) async fn bind(
     let listener = UnixListener::bind(&fresh)?;
     let settle = || {
         std::fs::set_permissions(&fresh, Permissions::from_mode(mode))?;
-        chown(&fresh, None, gid)?;
+        if gid.is_some() {
+            chown(&fresh, None, gid)?;
+        }
         std::fs::rename(&fresh, path)
     };
     settle().inspect_err(|_| {

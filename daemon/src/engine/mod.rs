@@ -10,6 +10,7 @@ mod checkpoint;
 pub mod elastic;
 #[cfg(feature = "mistralrs")]
 mod mistralrs;
+mod pulse;
 mod sim;
 mod thread;
 #[cfg(feature = "mistralrs")]
@@ -21,6 +22,7 @@ use std::time::{Duration, SystemTime};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use checkpoint::fuzzing;
+pub use pulse::Pulse;
 pub use thread::{Handle, Keep, spawn};
 
 use futures::future::BoxFuture;
@@ -190,13 +192,14 @@ pub struct SimSettings {
     pub elastic: bool,
 }
 
-/// Loads a model, on the calling thread. `progress` is told 0 to 1, as well as it can be known.
-pub fn load(plan: &Plan, progress: &dyn Fn(f64)) -> Result<Box<dyn Engine>, Error> {
+/// Loads a model, on the calling thread. `progress` is told 0 to 1, as well as it can be known; the engine
+/// gives signs of life to `pulse`.
+pub fn load(plan: &Plan, progress: &dyn Fn(f64), pulse: &Pulse) -> Result<Box<dyn Engine>, Error> {
     match plan.info.engine {
-        EngineKind::Elastic => Ok(Box::new(elastic::Elastic::load(plan, progress)?)),
+        EngineKind::Elastic => Ok(Box::new(elastic::Elastic::load(plan, progress, pulse)?)),
         EngineKind::Sim => Ok(Box::new(sim::Sim::load(plan, progress))),
         #[cfg(feature = "mistralrs")]
-        EngineKind::Mistralrs => Ok(Box::new(mistralrs::Mistralrs::load(plan, progress)?)),
+        EngineKind::Mistralrs => Ok(Box::new(mistralrs::Mistralrs::load(plan, progress, pulse)?)),
         #[cfg(not(feature = "mistralrs"))]
         EngineKind::Mistralrs => Err(Error::unsupported(
             "the engine mistralrs",

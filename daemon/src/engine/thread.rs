@@ -7,14 +7,19 @@ use std::sync::mpsc::{
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 
+use super::pulse::Pulse;
 use super::{Constraints, Counter, Engine, Job, Plan, Probe, Step};
 use crate::types::{Error, Loaded};
 
 /// Commands that may wait while the engine is in a step. A load takes its time, but the service
 /// submits nothing while one is under way.
 const COMMANDS: usize = 64;
+/// How long a load or an unload may go without a sign of life: mistral.rs quantizes for minutes in silence.
+const LOAD: Duration = Duration::from_secs(900);
 
 type Progress = Box<dyn Fn(f64) + Send>;
 /// What the engine that is there gave to look at it from elsewhere.
@@ -50,6 +55,16 @@ enum Command {
     Generate(Box<Job>),
 }
 
+impl Command {
+    /// How long it may take without a sign of life.
+    fn patience(&self) -> Duration {
+        match self {
+            Self::Load { .. } | Self::Unload { .. } => LOAD,
+            _ => Duration::ZERO,
+        }
+    }
+}
+
 /// What stays in memory while a new engine is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
@@ -65,6 +80,7 @@ pub struct Handle {
     commands: SyncSender<Command>,
     viewing: Viewing,
     forgotten: Forgotten,
+    pulse: Pulse,
 }
 
 /// Starts the engine thread. The receiver completes, with an error, when the thread has ended.
@@ -73,12 +89,14 @@ pub fn spawn() -> std::io::Result<(Handle, oneshot::Receiver<Infallible>)> {
     let (alive, ended) = oneshot::channel();
     let (viewing, forgotten) = (Viewing::default(), Forgotten::default());
     let (viewed, forgets) = (Arc::clone(&viewing), Arc::clone(&forgotten));
+    let pulse = Pulse::default();
+    let shown = pulse.clone();
     std::thread::Builder::new().name("nestd-engine".into()).spawn(move || {
         // Dropped when the thread returns or panics.
         let _alive = alive;
-        run(&receiver, &viewed, &forgets);
+        run(&receiver, &viewed, &forgets, &shown);
     })?;
-    Ok((Handle { commands, viewing, forgotten }, ended))
+    Ok((Handle { commands, viewing, forgotten, pulse }, ended))
 }
 
 impl Handle {
@@ -122,6 +140,12 @@ impl Handle {
         answer.await.map_err(|_| gone())?
     }
 
+    /// The signs of life of the thread, and of what works for it.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
+    }
+
     /// Bytes of the model that are in memory, by part; nothing where the engine cannot tell. Does not
     /// wait for the engine, but may take tens of milliseconds.
     #[must_use]
@@ -141,6 +165,7 @@ impl Handle {
 
     /// Hands a job over. Its sink is told what becomes of it, a refusal included.
     pub fn generate(&self, job: Job) {
+        self.pulse.thread.expect();
         if let Err(error) = self.commands.try_send(Command::Generate(Box::new(job))) {
             let (command, error) = match error {
                 TrySendError::Full(command) => (command, busy()),
@@ -153,6 +178,7 @@ impl Handle {
     }
 
     fn send(&self, command: Command) -> Result<(), Error> {
+        self.pulse.thread.expect();
         self.commands.try_send(command).map_err(|error| match error {
             TrySendError::Full(_) => busy(),
             TrySendError::Disconnected(_) => gone(),
@@ -172,9 +198,10 @@ pub(super) fn not_loaded() -> Error {
     Error::ModelNotLoaded { problem: "it was unloaded just now".into() }
 }
 
-fn run(commands: &Receiver<Command>, viewing: &Viewing, forgotten: &Forgotten) {
+fn run(commands: &Receiver<Command>, viewing: &Viewing, forgotten: &Forgotten, pulse: &Pulse) {
     let mut engine: Option<Box<dyn Engine>> = None;
     loop {
+        pulse.thread.begin(Duration::ZERO);
         let ended = std::mem::take(&mut *forgotten.lock().unwrap_or_else(PoisonError::into_inner));
         if let Some(engine) = &mut engine {
             for session in ended {
@@ -187,18 +214,27 @@ fn run(commands: &Receiver<Command>, viewing: &Viewing, forgotten: &Forgotten) {
                 TryRecvError::Empty => RecvTimeoutError::Timeout,
                 TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
             }),
-            Step::Wait(time) => commands.recv_timeout(time),
-            Step::Idle => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Step::Wait(time) => {
+                pulse.thread.begin(time);
+                commands.recv_timeout(time)
+            }
+            Step::Idle => {
+                pulse.thread.end();
+                commands.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            }
         };
         match command {
-            Ok(command) => obey(command, &mut engine, viewing),
+            Ok(command) => {
+                pulse.thread.begin(command.patience());
+                obey(command, &mut engine, viewing, pulse);
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }
 
-fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>, viewing: &Viewing) {
+fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>, viewing: &Viewing, pulse: &Pulse) {
     let view = |views| *viewing.lock().unwrap_or_else(PoisonError::into_inner) = views;
     // A caller that no longer waits for its reply has lost interest; that is not an error.
     match command {
@@ -207,7 +243,7 @@ fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>, viewing: &Viewin
                 *engine = None;
                 view(Views::default());
             }
-            let result = super::load(&plan, &*progress).map(|new| {
+            let result = super::load(&plan, &*progress, pulse).map(|new| {
                 let loaded = new.loaded().clone();
                 view(Views { probe: new.probe(), counter: Some(new.counter()) });
                 *engine = Some(new);

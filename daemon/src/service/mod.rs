@@ -41,6 +41,9 @@ pub use sessions::Sessions;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use sessions::fuzzing;
 
+/// How long requests that are ended may take to end.
+const SHUT_DOWN: Duration = Duration::from_secs(2);
+
 /// What the service takes from the configuration; replaced whole on a reload.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -259,6 +262,11 @@ impl Service {
         self.sessions.append(client, id, messages, &limits).await
     }
 
+    /// How long [`Service::drain`] may take.
+    pub fn drain_time(&self) -> Duration {
+        self.settings().drain + SHUT_DOWN
+    }
+
     /// Refuses new requests, lets running ones end for the configured time, then ends them.
     pub async fn drain(&self) {
         self.status.send_modify(|status| status.state = State::Draining);
@@ -267,7 +275,7 @@ impl Service {
         if tokio::time::timeout(drain, self.queue.idle()).await.is_err() {
             self.shut_down_active();
             // One step of the engine, so that the streams see their end.
-            let _ = tokio::time::timeout(Duration::from_secs(2), self.queue.idle()).await;
+            let _ = tokio::time::timeout(SHUT_DOWN, self.queue.idle()).await;
         }
     }
 

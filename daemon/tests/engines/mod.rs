@@ -6,7 +6,7 @@ use std::path::Path;
 
 use futures::{FutureExt, StreamExt};
 use nestd::engine::catalog::Catalog;
-use nestd::engine::{self, Engine, Isq, Job, Plan, Settings, SimSettings, elastic};
+use nestd::engine::{self, Engine, Isq, Job, Plan, Pulse, Settings, SimSettings, elastic};
 use nestd::stream::{self, Events};
 use nestd::types::{Event, GenerateRequest, Message, Part, Priority, Role, Sampling, Stopping};
 
@@ -37,7 +37,7 @@ pub fn load_with(model: &str, dir: &Path, elastic: elastic::Settings) -> Box<dyn
     let info = entry.info.unwrap();
     let size = info.sizes[0].name.clone();
     let plan = Plan { model: entry.model, path: entry.path, written: None, info, size, settings };
-    engine::load(&plan, &|_| {}).unwrap()
+    engine::load(&plan, &|_| {}, &Pulse::default()).unwrap()
 }
 
 pub fn request(words: usize, priority: Priority) -> GenerateRequest {

@@ -22,11 +22,10 @@ NESTD_SPILL_MIB ??= "512"
 PACKAGE_ARCH = "${MACHINE_ARCH}"
 
 def nestd_profile_default(d, key):
-    """What a profile has where nothing else is said; yocto/check_layer.py compares it with systemd/."""
-    # glasses: with the daemon's defaults E2B in Q4_0 needs 2022 MiB, and is refused; with these, 1802.
+    """What a profile has where nothing else is said; yocto/check_layer.py compares it with systemd/profiles/."""
     profiles = {
         "glasses": {"high_mib": "1920", "parallel_requests": "1", "prefix_cache_mib": "64"},
-        "headset": {"high_mib": "2944", "parallel_requests": "4", "prefix_cache_mib": "128"},
+        "headset": {"high_mib": "3840", "parallel_requests": "4", "prefix_cache_mib": "128"},
         "handheld": {"high_mib": "2944", "parallel_requests": "4", "prefix_cache_mib": "128"},
         "plugged": {"high_percent": "75", "parallel_requests": "4", "prefix_cache_mib": "128"},
     }

@@ -53,14 +53,25 @@ pub struct Runner {
     pool: Pool,
     kernels: &'static Kernels,
     scratch: Scratch,
+    alive: Alive,
 }
+
+/// Told after each layer that a long step goes on.
+type Alive = Box<dyn Fn() + Send>;
 
 impl Runner {
     /// With the best kernels for this CPU, or those given.
     #[must_use]
     pub fn new(pool: Pool, kernels: Option<&'static Kernels>) -> Self {
         let kernels = kernels.unwrap_or_else(Kernels::best);
-        Self { pool, kernels, scratch: Scratch::default() }
+        Self { pool, kernels, scratch: Scratch::default(), alive: Box::new(|| {}) }
+    }
+
+    /// Calls this after each layer: a step on a slow device may take a minute, and somebody may wonder.
+    #[must_use]
+    pub fn watched(mut self, alive: impl Fn() + Send + 'static) -> Self {
+        self.alive = Box::new(alive);
+        self
     }
 
     /// Appends the tokens of every part to its sequence. Gives the logits that are wanted, one row of
@@ -75,7 +86,7 @@ impl Runner {
         check(model, parts)?;
         self.scratch.begin(model, parts);
         Step { model, slice, pool: &mut self.pool, kernels: self.kernels, s: &mut self.scratch }
-            .run(parts);
+            .run(parts, &self.alive);
         // What was computed while the file changed is void.
         model.check()?;
         for part in parts {
@@ -123,12 +134,13 @@ struct Step<'r> {
 }
 
 impl Step<'_> {
-    fn run(&mut self, parts: &mut [Part<'_>]) {
+    fn run(&mut self, parts: &mut [Part<'_>], alive: &dyn Fn()) {
         self.embed(parts);
         self.per_layer_inputs();
         for (index, width) in self.slice.widths().iter().enumerate() {
             if let Some(width) = width {
                 self.layer(index, *width, parts);
+                alive();
             }
             if self.s.rows.is_empty() {
                 return;

@@ -14,12 +14,13 @@ use super::connection::accepted;
 use super::{Settings, peer_groups, serve};
 use crate::api::access::unit;
 use crate::api::{Core, socket};
-use crate::types::Client;
+use crate::types::{Client, State};
 
 /// A socket that accepts connections, not served yet.
 pub struct Socket {
     listener: UnixListener,
-    path: PathBuf,
+    /// Where it was made, to be removed at the end.
+    path: Option<PathBuf>,
 }
 
 impl Socket {
@@ -27,7 +28,12 @@ impl Socket {
     /// answers is another daemon's, and an error.
     pub async fn bind(path: &Path, mode: u32, group: &str) -> io::Result<Self> {
         let listener = socket::bind(path, mode, group, "grpc.socket").await?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self { listener, path: Some(path.to_owned()) })
+    }
+
+    /// One that the service manager made, and keeps: who connects while this daemon drains waits for the next.
+    pub fn given(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
+        Ok(Self { listener: UnixListener::from_std(listener)?, path: None })
     }
 
     /// Serves until `stop` is cancelled; then ends the streams that watch, and waits for the rest.
@@ -39,13 +45,24 @@ impl Socket {
     ) -> io::Result<()> {
         let service = Arc::clone(&core.service);
         let open = settings.connections.clone();
-        let connections =
-            accepted(UnixListenerStream::new(self.listener)).filter_map(move |stream| {
+        let (mut status, kept) = (service.watch(), self.path.is_none());
+        let passed_on = async move {
+            let drains = status.wait_for(|status| status.state == State::Draining);
+            if !kept || drains.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let connections = accepted(UnixListenerStream::new(self.listener))
+            .take_until(Box::pin(passed_on))
+            .chain(futures::stream::pending())
+            .filter_map(move |stream| {
                 let client = client(&stream);
                 ready(open.admit(stream, client, &service))
             });
         let served = serve(connections, core, &settings, stop).await;
-        let _ = std::fs::remove_file(&self.path);
+        if let Some(path) = &self.path {
+            let _ = std::fs::remove_file(path);
+        }
         served
     }
 }

@@ -56,7 +56,8 @@ pub enum Place<'a> {
 pub struct Server(Listener);
 
 enum Listener {
-    Unix(UnixListener, PathBuf),
+    /// With where it was made, to be removed at the end.
+    Unix(UnixListener, Option<PathBuf>),
     Tcp(TcpListener),
 }
 
@@ -66,10 +67,15 @@ impl Server {
         Ok(Self(match place {
             Place::Unix(path, group) => {
                 let listener = socket::bind(path, 0o660, group, "metrics.listen").await?;
-                Listener::Unix(listener, path.to_owned())
+                Listener::Unix(listener, Some(path.to_owned()))
             }
             Place::Tcp(address) => Listener::Tcp(TcpListener::bind(address).await?),
         }))
+    }
+
+    /// On a socket that the service manager made, and keeps.
+    pub fn given(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
+        Ok(Self(Listener::Unix(UnixListener::from_std(listener)?, None)))
     }
 
     /// Serves until `stop` is cancelled.
@@ -89,7 +95,7 @@ impl Server {
             () = serve => {}
             () = stop.cancelled() => {}
         }
-        if let Listener::Unix(_, path) = &self.0 {
+        if let Listener::Unix(_, Some(path)) = &self.0 {
             let _ = std::fs::remove_file(path);
         }
     }

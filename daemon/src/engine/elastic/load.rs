@@ -18,7 +18,7 @@ use nestd_elastic::text::constrain::{Constraint, Grammar, TrieEnv};
 use nestd_elastic::text::template::{Template, Turn};
 use nestd_elastic::text::tokenizer::Tokenizer;
 
-use super::super::{Constraints, Plan};
+use super::super::{Constraints, Plan, Pulse};
 use super::pages::Pages;
 use super::prefix::Prefixes;
 use super::spill::{self, Spill};
@@ -138,7 +138,7 @@ pub fn inspect(
 
 impl Elastic {
     /// Maps a file and reads its text side.
-    pub fn load(plan: &Plan, progress: &dyn Fn(f64)) -> Result<Self, Error> {
+    pub fn load(plan: &Plan, progress: &dyn Fn(f64), pulse: &Pulse) -> Result<Self, Error> {
         let settings = &plan.settings.elastic;
         let invalid = |problem: Problem| invalid(&plan.model, &problem);
         let model = Model::open(&plan.path).map_err(invalid)?;
@@ -174,7 +174,8 @@ impl Elastic {
             context_tokens: count(context),
             parallel_requests: plan.settings.parallel_requests,
         };
-        let runner = Runner::new(pool, None);
+        let work = pulse.thread.clone();
+        let runner = Runner::new(pool, None).watched(move || work.sign());
         tracing::info!(
             model = plan.model,
             kernels = runner.kernels().name(),

@@ -30,8 +30,9 @@ use tokio::runtime::Runtime;
 
 use super::checkpoint::Checkpoint;
 use super::checkpoint::config::Generation;
+use super::pulse::Work;
 use super::thread::not_loaded;
-use super::{Constraints, Counter, Engine, Isq, Job, Plan, Step};
+use super::{Constraints, Counter, Engine, Isq, Job, Plan, Pulse, Step};
 use crate::types::{Error, Loaded, Message, Part, Role, Sampling};
 
 /// How long the end of an engine waits for its memory to be given back.
@@ -57,11 +58,13 @@ struct Shared {
     size: String,
     /// The token that a prompt begins with, if the tokenizer has one.
     bos: Option<u32>,
+    /// The library's signs of life.
+    work: Work,
 }
 
 impl Mistralrs {
     /// Loads one size of a checkpoint, with progress, and tries it on one token.
-    pub fn load(plan: &Plan, progress: &dyn Fn(f64)) -> Result<Self, Error> {
+    pub fn load(plan: &Plan, progress: &dyn Fn(f64), pulse: &Pulse) -> Result<Self, Error> {
         let invalid = |problem| Error::ModelInvalid { model: plan.model.clone(), problem };
         let checkpoint = Checkpoint::open(&plan.model, &plan.path)?;
         let prepared = load::prepare(plan, &checkpoint)?;
@@ -80,6 +83,7 @@ impl Mistralrs {
                 context_tokens: AtomicU32::new(prepared.context_tokens),
                 size: plan.size.clone(),
                 bos: None,
+                work: pulse.library.clone(),
             };
             runtime.block_on(async {
                 shared.bos = shared.find_bos(&prepared.bos).await?;
@@ -252,7 +256,9 @@ impl Shared {
         let hello = Message { role: Role::User, parts: vec![Part::Text("hello".into())] };
         let prompt = self.prompt(&[hello]).await.map_err(|error| error.to_string())?;
         let mut answer = self.ask(prompt, 1, &Sampling::default(), Arc::default()).await?;
-        answer.finish().await.map_err(|why| format!("a first answer failed: {why}"))
+        let finished = answer.finish().await;
+        self.work.end();
+        finished.map_err(|why| format!("a first answer failed: {why}"))
     }
 }
 

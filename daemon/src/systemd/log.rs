@@ -1,70 +1,16 @@
-//! What systemd is told, and where the log goes.
-//!
-//! Without systemd (no `NOTIFY_SOCKET`, no `JOURNAL_STREAM`) nothing is told and the log goes to stderr.
+//! Where the log goes: to the journal when stderr is the journal already, and to stderr else. And what
+//! of it: prompts and answers never above `trace`.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
-use std::sync::mpsc::{SyncSender, sync_channel};
 
 use nix::sys::stat::fstat;
-use sd_notify::NotifyState;
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload::Handle;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
-
-/// Notices that may wait for systemd; more are dropped, since the next status line replaces them.
-const NOTICES: usize = 16;
-
-/// Tells systemd, from a thread of its own: a manager that does not read must not stop the daemon.
-pub struct Notifier(SyncSender<Notice>);
-
-enum Notice {
-    Ready(String),
-    Status(String),
-    Stopping,
-}
-
-impl Notifier {
-    /// Starts the thread. It ends with the notifier.
-    pub fn start() -> std::io::Result<Self> {
-        let (notices, receiver) = sync_channel(NOTICES);
-        std::thread::Builder::new().name("nestd-notify".into()).spawn(move || {
-            while let Ok(notice) = receiver.recv() {
-                let told = match &notice {
-                    Notice::Ready(line) => {
-                        sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(line)])
-                    }
-                    Notice::Status(line) => sd_notify::notify(&[NotifyState::Status(line)]),
-                    Notice::Stopping => sd_notify::notify(&[
-                        NotifyState::Stopping,
-                        NotifyState::Status("stopping: requests are ending"),
-                    ]),
-                };
-                if let Err(error) = told {
-                    tracing::warn!(%error, "systemd cannot be told");
-                }
-            }
-        })?;
-        Ok(Self(notices))
-    }
-
-    /// Both APIs accept calls.
-    pub fn ready(&self, line: String) {
-        let _ = self.0.try_send(Notice::Ready(line));
-    }
-
-    /// What `systemctl status` shows.
-    pub fn status(&self, line: String) {
-        let _ = self.0.try_send(Notice::Status(line));
-    }
-
-    /// The daemon has begun to stop.
-    pub fn stopping(&self) {
-        let _ = self.0.try_send(Notice::Stopping);
-    }
-}
 
 /// The filter. Prompts and answers are below `info` in what the libraries say (frames, messages, tokens),
 /// and below `warn` in what mistral.rs says. So a level that stands alone goes down to them by that much, and
@@ -113,15 +59,26 @@ fn stderr_is_journal() -> bool {
     stream == format!("{}:{}", stderr.st_dev, stderr.st_ino)
 }
 
+/// syslog's priorities for tracing's levels; the layer's own would call every line a notice.
+fn journald() -> std::io::Result<tracing_journald::Layer> {
+    Ok(tracing_journald::layer()?.with_priority_mappings(PriorityMappings {
+        error: Priority::Error,
+        warn: Priority::Warning,
+        info: Priority::Informational,
+        debug: Priority::Debug,
+        trace: Priority::Debug,
+    }))
+}
+
 /// Changes the log filter of a running daemon.
 pub struct Log(Handle<EnvFilter, Registry>);
 
 impl Log {
-    /// Sends the log to the journal when stderr is the journal already, and to stderr else.
+    /// Starts it.
     pub fn start(filter: &str) -> std::io::Result<Self> {
         let filter = quiet(filter).map_err(std::io::Error::other)?;
         let (filter, handle) = reload::Layer::new(filter);
-        let journal = if stderr_is_journal() { tracing_journald::layer().ok() } else { None };
+        let journal = if stderr_is_journal() { journald().ok() } else { None };
         let output = if let Some(journal) = journal {
             journal.boxed()
         } else {
