@@ -59,6 +59,7 @@ check "all of it within the budget" "$(mib memory.current)" -le 3072
 check "nothing was killed" "$(killed)" = 0
 
 # Memory of the whole machine runs out: a file in memory takes what is left but 150 MiB.
+mount -o remount,size=100% /dev/shm
 free=$(($(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo) / 1024))
 dd if=/dev/zero of=/dev/shm/hog bs=1M count=$((free - 150)) 2>/dev/null
 until_true 60 sh -c 'nestctl --json status | grep -q "\"state\":\"parked\""'

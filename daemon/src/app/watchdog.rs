@@ -44,11 +44,10 @@ impl Watchdog {
         let silence = watch.pulse.silence();
         let well = silence < watch.patience;
         if !well && !watch.told {
-            let s = silence.as_secs_f64();
-            tracing::error!(
-                s,
-                "the engine hangs: the watchdog is not fed, systemd ends nestd soon"
-            );
+            let s = silence.as_secs();
+            tracing::error!(s, "the engine hangs: if it stays so, the watchdog ends nestd");
+        } else if well && watch.told {
+            tracing::warn!("the engine goes on");
         }
         watch.told = !well;
         well

@@ -25,7 +25,7 @@ def nestd_profile_default(d, key):
     """What a profile has where nothing else is said; yocto/check_layer.py compares it with systemd/profiles/."""
     profiles = {
         "glasses": {"high_mib": "1920", "parallel_requests": "1", "prefix_cache_mib": "64"},
-        "headset": {"high_mib": "3840", "parallel_requests": "4", "prefix_cache_mib": "128"},
+        "headset": {"high_mib": "4096", "parallel_requests": "4", "prefix_cache_mib": "128"},
         "handheld": {"high_mib": "2944", "parallel_requests": "4", "prefix_cache_mib": "128"},
         "plugged": {"high_percent": "75", "parallel_requests": "4", "prefix_cache_mib": "128"},
     }
