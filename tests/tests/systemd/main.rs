@@ -10,3 +10,4 @@ mod journal;
 mod machine;
 mod packages;
 mod service;
+mod tcp;

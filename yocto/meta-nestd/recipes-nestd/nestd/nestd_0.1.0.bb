@@ -27,6 +27,11 @@ PACKAGECONFIG[tcp] = "--features tcp"
 
 CARGO_BUILD_FLAGS += "--package nestd --no-default-features"
 
+# Smaller; not with mistral.rs, which takes too much memory to link that way. From wrynose on: whinlatter's class has no
+# such variable, and builds for release.
+CARGO_PROFILE:class-target = "${@oe.utils.vartrue('DEBUG_BUILD', 'dev', \
+    bb.utils.contains('PACKAGECONFIG', 'mistralrs', 'release', 'device', d), d)}"
+
 # The class takes each recipe for a crate of the registry.
 SPDX_PACKAGE_URLS:remove = "pkg:cargo/${BPN}@${PV}"
 
