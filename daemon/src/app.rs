@@ -80,9 +80,7 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
         async move { Ok(listener.run(core, settings, stop).await?) }
     });
     let metrics = serve_metrics(&config, &mut given, &core, &stop).await;
-    for name in given.rest() {
-        tracing::warn!(name, "a socket from systemd that nestd has no use for (grpc and metrics)");
-    }
+    given.close_rest();
     let mut tcp = tcp.spawn(core.clone(), settings, stop.clone());
     let bus = match &config.bus {
         Bus::Off => None,
@@ -139,11 +137,7 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
         if let Some(told) = told {
             told.await;
         }
-        let _ = grpc.await;
-        if let Some(metrics) = metrics {
-            let _ = metrics.await;
-        }
-        tcp.closed().await;
+        close(grpc, metrics, tcp).await;
     };
     if tokio::time::timeout(CLOSE, closed).await.is_err() {
         tracing::warn!("clients that do not close their connections are cut off");
@@ -152,6 +146,19 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     service.sessions().kept().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Waits until all that listens, told to stop, has closed its connections.
+async fn close(
+    grpc: JoinHandle<Result<(), Fatal>>,
+    metrics: Option<JoinHandle<()>>,
+    mut tcp: tcp::Served,
+) {
+    let _ = grpc.await;
+    if let Some(metrics) = metrics {
+        let _ = metrics.await;
+    }
+    tcp.closed().await;
 }
 
 /// The gRPC socket: the one from systemd, or else one of our own.

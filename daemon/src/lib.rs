@@ -13,7 +13,7 @@
 //! | [`governor`] | what the device can afford: sensors, decisions, holds | types, stream, service |
 //! | [`api`] | D-Bus and gRPC, side by side, and what Prometheus scrapes | types, metrics, stream, service, governor |
 //! | [`config`] | the settings and where they come from | types, engine, governor (their settings) |
-//! | [`systemd`] | readiness, status line, journal | nothing |
+//! | [`systemd`] | readiness, watchdog, given sockets, status line, journal | nothing |
 //! | [`app`] | the process: wiring, signals, exit | everybody |
 
 pub mod api;

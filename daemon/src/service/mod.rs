@@ -263,6 +263,7 @@ impl Service {
     }
 
     /// How long [`Service::drain`] may take.
+    #[must_use]
     pub fn drain_time(&self) -> Duration {
         self.settings().drain + SHUT_DOWN
     }

@@ -1,4 +1,4 @@
-//! What the service manager is told (sd_notify(3)): the daemon's state, a line for people, signs of life.
+//! What the service manager is told (`sd_notify(3)`): the daemon's state, a line for people, signs of life.
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};

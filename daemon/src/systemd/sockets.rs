@@ -1,4 +1,4 @@
-//! Sockets that the service manager made and gave to the daemon (sd_listen_fds(3)), by the names of their
+//! Sockets that the service manager made and gave to the daemon (`sd_listen_fds(3)`), by the names of their
 //! units' `FileDescriptorName=`.
 
 #![allow(unsafe_code, reason = "a descriptor's number becomes its owner")]
@@ -43,8 +43,10 @@ impl Sockets {
         Ok(Some(listener))
     }
 
-    /// The names of those that nobody took; they are closed.
-    pub fn rest(self) -> Vec<String> {
-        self.0.into_iter().map(|(name, _)| name).collect()
+    /// Closes those that nobody took, and tells which.
+    pub fn close_rest(self) {
+        for (name, _) in self.0 {
+            tracing::warn!(name, "nestd has no use for this socket from systemd");
+        }
     }
 }

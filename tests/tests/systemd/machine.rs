@@ -5,6 +5,7 @@
 //! through `/proc/LEADER`, where the leader is its process 1.
 
 use std::ffi::OsStr;
+use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -40,7 +41,7 @@ impl Machine {
         for group in &groups {
             fs::create_dir(group)
                 .expect("root may make control groups: tests/systemd.sh tells more");
-            join += &format!("echo $$ > {}/cgroup.procs; ", group.display());
+            write!(join, "echo $$ > {}/cgroup.procs; ", group.display()).unwrap();
         }
         let nspawn = Command::new("sh")
             .args(["-euc", &format!("{join} exec \"$@\""), "sh", "systemd-nspawn"])

@@ -10,4 +10,5 @@ mod journal;
 mod machine;
 mod packages;
 mod service;
+#[cfg(feature = "tcp")]
 mod tcp;

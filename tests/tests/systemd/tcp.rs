@@ -7,7 +7,6 @@ use nestd_tests::{Authority, project};
 use crate::machine::Machine;
 
 #[test]
-#[cfg(feature = "tcp")]
 #[ignore = "tests/systemd.sh runs it"]
 fn the_documented_drop_in_serves_tcp_with_keys_that_only_root_has() {
     let machine =
