@@ -26,34 +26,34 @@ mkdir -p "$folder/models"
 [ -e "$folder/models/e4b.gguf" ] || "$nestctl" model synth --size E4B --out "$folder/models/e4b.gguf"
 
 # The image: the container's root with the packages and what runs in it.
-rm -rf "$folder/root" "$folder/root.img"
-cp -a "$root" "$folder/root"
-cp target/debian/nestd_*.deb target/debian/nestctl_*.deb "$folder/root/tmp/"
+rm -rf "$folder/image" "$folder/disk.img"
+cp -a "$root" "$folder/image"
+cp target/debian/nestd_*.deb target/debian/nestctl_*.deb "$folder/image/srv/"
 unshare --mount sh -euc 'mount -t proc proc "$1/proc"
-    chroot "$1" sh -euc "dpkg --install /tmp/*.deb >/dev/null; rm /tmp/*.deb"' sh "$folder/root"
-install -m 755 tests/uml/inside.sh "$folder/root/usr/local/bin/inside"
-cat >"$folder/root/etc/systemd/system/inside.service" <<'UNIT'
+    chroot "$1" sh -euc "dpkg --install /srv/*.deb >/dev/null; rm /srv/*.deb"' sh "$folder/image"
+install -m 755 tests/uml/inside.sh "$folder/image/usr/bin/inside"
+cat >"$folder/image/usr/lib/systemd/system/inside.service" <<'UNIT'
 [Unit]
 Description=What is tested
 After=multi-user.target dbus.service nestd.socket
 [Service]
 Type=oneshot
-ExecStart=/usr/local/bin/inside
+ExecStart=/usr/bin/inside
 ExecStopPost=/usr/bin/systemctl --no-block poweroff
 StandardOutput=file:/results
 StandardError=inherit
 [Install]
 WantedBy=default.target
 UNIT
-systemctl --root="$folder/root" --quiet enable inside.service
-systemctl --root="$folder/root" --quiet disable nestd.service
-mke2fs -q -F -t ext4 -d "$folder/root" "$folder/root.img" 1200M
-rm -rf "$folder/root"
+systemctl --root="$folder/image" --quiet enable inside.service
+systemctl --root="$folder/image" --quiet disable nestd.service
+mke2fs -q -F -t ext4 -d "$folder/image" "$folder/disk.img" 1200M
+rm -rf "$folder/image"
 
 # Its memory is a file of the host's, which has to be one in memory.
 models=$(cd "$folder/models" && pwd)
-TMPDIR=/dev/shm timeout 1200 linux.uml mem=5632M ubd0="$folder/root.img" root=/dev/ubda rw init=/lib/systemd/systemd \
+TMPDIR=/dev/shm timeout 1200 linux.uml mem=5632M ubd0="$folder/disk.img" root=/dev/ubda rw init=/lib/systemd/systemd \
     con=null con0=null,fd:2 con1=fd:0,fd:1 ssl=null quiet models="$models" \
     systemd.mask=systemd-udevd.service systemd.mask=systemd-udev-trigger.service </dev/null || true
-debugfs -R 'cat /results' "$folder/root.img" 2>/dev/null | tee "$folder/results"
+debugfs -R 'cat /results' "$folder/disk.img" 2>/dev/null | tee "$folder/results"
 grep -qx 'all of it holds' "$folder/results"

@@ -42,6 +42,12 @@ impl Work {
         self.set(None);
     }
 
+    /// It is done when this is dropped, however that comes: a task may end half-way, with its engine.
+    #[cfg_attr(not(feature = "mistralrs"), allow(dead_code, reason = "no engine has one"))]
+    pub(super) fn guard(&self) -> Guard {
+        Guard(self.clone())
+    }
+
     fn set(&self, owed: Option<Owed>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = owed;
     }
@@ -49,6 +55,16 @@ impl Work {
     fn silence(&self) -> Duration {
         let owed = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         owed.map_or(Duration::ZERO, |owed| owed.since.elapsed().saturating_sub(owed.patience))
+    }
+}
+
+/// See [`Work::guard`].
+#[cfg_attr(not(feature = "mistralrs"), allow(dead_code, reason = "no engine has one"))]
+pub struct Guard(Work);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
@@ -89,7 +105,7 @@ mod tests {
         pulse.library.sign();
         wait();
         assert!(pulse.silence() >= Duration::from_millis(20), "its hour ended with its first sign");
-        pulse.library.end();
+        drop(pulse.library.guard());
         assert_eq!(pulse.silence(), Duration::ZERO);
         pulse.thread.expect();
         wait();

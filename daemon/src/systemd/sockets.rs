@@ -11,6 +11,7 @@ use nix::sys::socket::sockopt::{AcceptConn, SockType};
 use nix::sys::socket::{
     self, AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt,
 };
+
 /// Those that nobody has taken yet.
 #[derive(Default)]
 pub struct Sockets(Vec<(String, OwnedFd)>);

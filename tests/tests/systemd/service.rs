@@ -106,10 +106,13 @@ async fn a_reload_applies_good_settings_and_refuses_bad_ones() {
 #[ignore = "tests/systemd.sh runs it"]
 async fn a_stop_lets_answers_end_and_keeps_to_its_time() {
     let machine = Machine::with_nestd(SIM);
+    let watched = "[Service]\nWatchdogSec=2\n";
+    machine.write("/etc/systemd/system/nestd.service.d/10-watchdog.conf", watched);
+    machine.run(&["systemctl", "daemon-reload"]);
     machine.start();
     let client = machine.grpc().await;
-    // Two seconds of answer: it ends by itself.
-    let words = "word ".repeat(40).trim_end().to_owned();
+    // Eight seconds of answer, longer than the watchdog's time: it ends by itself.
+    let words = "word ".repeat(160).trim_end().to_owned();
     let answer = client.generate(ask(words.clone())).await.unwrap();
     until(&client, |status| status.running_requests == 1).await;
     let answer = tokio::spawn(collect(answer));

@@ -162,6 +162,8 @@ impl Piece {
 /// One request, from its conversation to its last event. The place goes when this ends.
 pub(super) async fn run(shared: Arc<Shared>, job: Job) {
     let Job { request, sink, place, .. } = job;
+    // Ended before the place is given to the next.
+    let working = shared.work.guard();
     let made = Made::default();
     let being_read = AtomicU32::new(0);
     let result = {
@@ -184,7 +186,7 @@ pub(super) async fn run(shared: Arc<Shared>, job: Job) {
             drop(sink);
         }
         Some(Ok((reason, true))) => {
-            shared.work.end();
+            drop(working);
             drop(place);
             return sink.finish(reason);
         }
@@ -200,7 +202,7 @@ pub(super) async fn run(shared: Arc<Shared>, job: Job) {
     if tokio::time::timeout(LET_GO, gone).await.is_err() {
         tracing::warn!(request, "mistral.rs keeps a request that was ended");
     }
-    shared.work.end();
+    drop(working);
     drop(place);
 }
 

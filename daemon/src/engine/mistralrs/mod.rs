@@ -255,10 +255,9 @@ impl Shared {
     async fn try_out(&self) -> Result<(), String> {
         let hello = Message { role: Role::User, parts: vec![Part::Text("hello".into())] };
         let prompt = self.prompt(&[hello]).await.map_err(|error| error.to_string())?;
+        let _working = self.work.guard();
         let mut answer = self.ask(prompt, 1, &Sampling::default(), Arc::default()).await?;
-        let finished = answer.finish().await;
-        self.work.end();
-        finished.map_err(|why| format!("a first answer failed: {why}"))
+        answer.finish().await.map_err(|why| format!("a first answer failed: {why}"))
     }
 }
 
