@@ -91,13 +91,13 @@ fn exact(w: &Matrix<'_>, x: &Input) -> Vec<(f64, f64)> {
 }
 
 /// What runs on this CPU is in the log, and is what was expected where the caller says it
-/// (`NESTD_TEST_KERNELS`, the slowest first, between commas): tests/aarch64.sh does.
+/// (`EXPECTED_KERNELS`, the slowest first, between commas): tests/aarch64.sh does.
 #[test]
 fn the_kernels_of_this_cpu() {
     let names: Vec<&str> = Kernels::all().iter().map(|kernels| kernels.name()).collect();
     let names = names.join(",");
     println!("kernels: {names}");
-    if let Ok(expected) = std::env::var("NESTD_TEST_KERNELS") {
+    if let Ok(expected) = std::env::var("EXPECTED_KERNELS") {
         assert_eq!(names, expected);
     }
     assert_eq!(names.rsplit(',').next(), Some(Kernels::best().name()));
