@@ -117,6 +117,7 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     type I = I;
     const N: usize = 8;
     const SIGNED: bool = false;
+    const SHORT: bool = !VNNI;
 
     operations! {
         fn prefetch(p: *const u8) = _mm_prefetch::<_MM_HINT_T0>(p.cast());
@@ -159,6 +160,10 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
         fn store_i8(p: *mut i8, a: I) = store_i8(p, a);
         fn dp(acc: I, weights: I, x: I) -> I = dp::<VNNI>(acc, weights, x);
         fn dp_wide(acc: I, weights: I, x: I) -> I = dp_wide::<VNNI>(acc, weights, x);
+        fn dp_short(acc: I, weights: I, x: I) -> I =
+            _mm256_add_epi16(acc, _mm256_maddubs_epi16(weights, x));
+        fn widen(acc: I, short: I) -> I =
+            _mm256_add_epi32(acc, _mm256_madd_epi16(short, _mm256_set1_epi16(1)));
     }
 
     #[inline(always)]

@@ -23,6 +23,9 @@ pub(super) trait Lanes: Copy {
     const SIGNED: bool;
     /// Whether `dp_pair` is there, which has the products of two rows with two tokens at once.
     const PAIRS: bool = false;
+    /// Whether a product of bytes is summed in 16 bits on its way (`dp_short`, `widen`), where a few of
+    /// them may be added before they are widened.
+    const SHORT: bool = false;
 
     unsafe fn prefetch(p: *const u8);
 
@@ -79,6 +82,17 @@ pub(super) trait Lanes: Copy {
     unsafe fn dp(acc: Self::I, weights: Self::I, x: Self::I) -> Self::I;
     /// The same for weights of 8 bits.
     unsafe fn dp_wide(acc: Self::I, weights: Self::I, x: Self::I) -> Self::I;
+    /// Products of bytes added by pairs to lanes of 16 bits, without saturation: as many as
+    /// `Pack::SHORTS` says stay within them.
+    #[inline(always)]
+    unsafe fn dp_short(acc: Self::I, _weights: Self::I, _x: Self::I) -> Self::I {
+        acc
+    }
+    /// Both halves of each lane of `short` added to it.
+    #[inline(always)]
+    unsafe fn widen(acc: Self::I, _short: Self::I) -> Self::I {
+        acc
+    }
     /// Registers with 4 columns of every row become such with 8 columns of half of the rows.
     #[inline(always)]
     unsafe fn zip(a: Self::I, b: Self::I) -> [Self::I; 2] {

@@ -32,6 +32,9 @@ pub(super) trait Pack {
     const HALVES: bool = false;
     /// Whether weights have 8 bits.
     const WIDE: bool = false;
+    /// How many products of two columns each, of a weight and an activation of at most 128, fit 16 bits:
+    /// a divisor of the 8 of a block, or of the 4 of a half that has its own scale.
+    const SHORTS: usize = 8;
 
     /// Unpacks `blocks` times 32 columns of the rows, which begin `offset` bytes into each.
     ///
@@ -173,6 +176,7 @@ impl Pack for Q4K {
 
 impl Pack for Q5K {
     const KIND: Kind = Kind::Q5_K;
+    const SHORTS: usize = 4;
 
     #[inline(always)]
     unsafe fn unpack<L: Lanes>(
@@ -214,6 +218,7 @@ impl Pack for Q5K {
 impl Pack for Q6K {
     const KIND: Kind = Kind::Q6_K;
     const HALVES: bool = true;
+    const SHORTS: usize = 2;
 
     #[inline(always)]
     unsafe fn unpack<L: Lanes>(

@@ -49,6 +49,7 @@ unsafe fn products<L: Lanes, P: Pack, const R: usize, const T: usize>(
     // SAFETY: the caller vouches for the pointers.
     unsafe {
         let mut halves = [[[L::splat_i(0); R]; T]; 2];
+        let mut shorts = [[L::splat_i(0); R]; T];
         for half in 0..2 {
             if half == 1 && !P::HALVES {
                 halves[1] = halves[0];
@@ -62,11 +63,18 @@ unsafe fn products<L: Lanes, P: Pack, const R: usize, const T: usize>(
                     let x = L::splat_i(x.columns(t, block, k).cast::<i32>().read_unaligned());
                     for r in 0..R {
                         let acc = &mut halves[half][t][r];
-                        *acc = if P::WIDE {
-                            L::dp_wide(*acc, weights[r], x)
+                        if P::WIDE {
+                            *acc = L::dp_wide(*acc, weights[r], x);
+                        } else if L::SHORT {
+                            let short = &mut shorts[t][r];
+                            *short = L::dp_short(*short, weights[r], x);
+                            if (k + 1) % P::SHORTS == 0 {
+                                *acc = L::widen(*acc, *short);
+                                *short = L::splat_i(0);
+                            }
                         } else {
-                            L::dp(*acc, weights[r], x)
-                        };
+                            *acc = L::dp(*acc, weights[r], x);
+                        }
                     }
                 }
             }

@@ -119,6 +119,7 @@ impl Lanes for Sse41 {
     type I = I;
     const N: usize = 4;
     const SIGNED: bool = false;
+    const SHORT: bool = true;
 
     operations! {
         fn prefetch(p: *const u8) = _mm_prefetch::<_MM_HINT_T0>(p.cast());
@@ -158,6 +159,10 @@ impl Lanes for Sse41 {
         fn store_i8(p: *mut i8, a: I) = store_i8(p, a);
         fn dp(acc: I, weights: I, x: I) -> I = _mm_add_epi32(acc, dot4(weights, x, 1));
         fn dp_wide(acc: I, weights: I, x: I) -> I = dp_wide(acc, weights, x);
+        fn dp_short(acc: I, weights: I, x: I) -> I =
+            _mm_add_epi16(acc, _mm_maddubs_epi16(weights, x));
+        fn widen(acc: I, short: I) -> I =
+            _mm_add_epi32(acc, _mm_madd_epi16(short, _mm_set1_epi16(1)));
     }
 
     #[inline(always)]
