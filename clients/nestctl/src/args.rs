@@ -21,7 +21,7 @@ pub use global::{Global, Transport};
 pub use governor::{
     GovernorArgs, GovernorCommand, HoldArgs, ProfileArgs, RecordArgs, SimulateArgs,
 };
-pub use local::{InspectArgs, ModelCommand, SynthArgs, SynthQuant, SynthSize};
+pub use local::{InspectArgs, ModelCommand, NestArgs, SynthArgs, SynthQuant, SynthSize};
 pub use session::{NewSessionArgs, SessionCommand};
 
 const AFTER_HELP: &str = "\

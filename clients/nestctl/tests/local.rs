@@ -127,6 +127,34 @@ fn a_file_is_written_over_only_by_force() {
 }
 
 #[test]
+fn a_nested_copy_is_written_and_needs_less() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = model(folder.path());
+    let copy = folder.path().join("copy.gguf");
+    let name = file.to_str().unwrap();
+    let written = json(&nestctl(&["--json", "model", "nest", name, "--out"], &copy));
+    assert_eq!(written["bytes"], copy.metadata().unwrap().len());
+    let inspected = json(&nestctl(&["--json", "model", "inspect", "--tensors"], &copy));
+    assert_eq!(inspected["sizes"].as_array().unwrap().len(), 2);
+    let tensors = inspected["tensors"].as_array().unwrap();
+    assert!(tensors.iter().any(|tensor| tensor["name"] == "blk.24.ffn_down_rest.weight"));
+    let bench = ["--json", "bench", "--prompt-tokens", "8", "--max-tokens", "4", "--model"];
+    assert!(json(&nestctl(&bench, &copy))["decode_tokens_per_s"].as_f64().unwrap() > 0.0);
+
+    let output = nestctl(&["model", "nest", name, "--out"], &copy);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(stderr(&output).contains("--force"), "{output:?}");
+    // In place, and then there is nothing left to do.
+    assert!(nestctl(&["model", "nest", name, "--force", "--out"], &file).status.success());
+    assert_eq!(std::fs::read(&file).unwrap(), std::fs::read(&copy).unwrap());
+    let output = nestctl(&["model", "nest", name, "--force", "--out"], &copy);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("nested already"), "{output:?}");
+    let output = nestctl(&["model", "nest", "/nowhere.gguf", "--out"], &copy);
+    assert!(stderr(&output).starts_with("nestctl: /nowhere.gguf: "), "{output:?}");
+}
+
+#[test]
 fn a_model_is_measured_and_its_sizes_alternate() {
     let folder = tempfile::tempdir().unwrap();
     let file = model(folder.path());
@@ -172,7 +200,7 @@ fn the_pages_for_shells_and_readers_have_the_commands() {
     let folder = tempfile::tempdir().unwrap();
     assert!(nestctl(&["man", "--dir"], folder.path()).status.success());
     for page in
-        ["nestctl-model.1", "nestctl-model-inspect.1", "nestctl-model-synth.1", "nestctl-bench.1"]
+        ["nestctl-model.1", "nestctl-model-inspect.1", "nestctl-model-nest.1", "nestctl-model-synth.1", "nestctl-bench.1"]
     {
         assert!(folder.path().join(page).is_file(), "{page}");
     }

@@ -36,6 +36,22 @@ pub fn sizes_of(path: &Path, config: &Config) -> Result<Vec<Size>> {
     Ok(vec![Size { name, effective_params_b, widths: shape.widths, skipped: Vec::new() }])
 }
 
+/// Writes a model's own table beside another file that has none.
+pub(crate) fn copy_table(from: &Path, to: &Path) -> Result<()> {
+    let Some((_, text)) = table_beside(from)? else { return Ok(()) };
+    match table_beside(to)? {
+        Some((_, same)) if same == text => Ok(()),
+        Some((other, _)) => {
+            let problem = "it is there already, and other than the model's own";
+            Err(Error::format(other.display().to_string(), problem))
+        }
+        None => {
+            let table = to.with_extension("sizes.csv");
+            std::fs::write(&table, text).map_err(|source| Error::Io { path: table, source })
+        }
+    }
+}
+
 fn table_beside(path: &Path) -> Result<Option<(PathBuf, String)>> {
     for table in [path.with_extension("sizes.csv"), path.with_file_name("sizes.csv")] {
         let io = |source| Error::Io { path: table.clone(), source };

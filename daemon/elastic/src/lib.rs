@@ -10,6 +10,7 @@
 //! | [`ladder`] | the sizes of a file |
 //! | [`need`] | the memory that a size needs, and what a token costs |
 //! | [`model`] | all of the above as one checked model |
+//! | [`nest`] | files whose narrow sizes have pages of their own |
 //! | [`sidefile`] | some matrices by columns, in a file of their own |
 //! | [`residency`] | what of the model is in memory, giving back and reading ahead |
 //! | [`kv`] | the KV caches of one sequence |
@@ -36,6 +37,7 @@ pub mod ladder;
 pub mod map;
 pub mod model;
 pub mod need;
+pub mod nest;
 pub mod pool;
 pub mod residency;
 pub mod sidefile;

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::gguf::{Header, Tensor};
 use crate::kernels;
 use crate::map::Mapping;
+use crate::nest;
 use crate::sidefile::SideFile;
 use crate::sizes::{Size, Slice};
 use crate::tensor::Matrix;
@@ -58,7 +59,7 @@ pub(crate) struct Layer {
     pub ffn_norm: Vec<f32>,
     pub gate: Tensor,
     pub up: Tensor,
-    pub down: Tensor,
+    pub down: Down,
     pub post_ffn_norm: Vec<f32>,
     pub router: Vec<f32>,
     pub router_norm: Vec<f32>,
@@ -68,6 +69,26 @@ pub(crate) struct Layer {
     pub ple_gate: Tensor,
     pub ple_projection: Tensor,
     pub post_ple_norm: Vec<f32>,
+}
+
+/// `ffn_down`, whose columns a size reads from the first on: one matrix, or, in a nested file
+/// ([`crate::nest`]), two, so that a narrow size reads pages that no wide one's columns share.
+#[derive(Clone, Copy)]
+pub(crate) struct Down {
+    pub first: Tensor,
+    /// The columns behind those.
+    pub rest: Option<Tensor>,
+}
+
+impl Down {
+    pub fn parts(self) -> impl Iterator<Item = Tensor> {
+        std::iter::once(self.first).chain(self.rest)
+    }
+
+    /// Of all parts.
+    pub fn cols(self) -> usize {
+        self.parts().map(|part| part.cols).sum()
+    }
 }
 
 pub(crate) struct KeyValue {
@@ -139,15 +160,14 @@ impl Model {
             return Err(wrong(format!("it is not for {} layers", self.weights.layers.len())));
         }
         for (index, (width, layer)) in slice.widths().iter().zip(&self.weights.layers).enumerate() {
-            let block = layer.down.kind.block_len();
+            let (block, cols) = (layer.down.first.kind.block_len(), layer.down.cols());
             match width {
                 None if index < self.config.own_kv => {
                     return Err(wrong(format!("layer {index} is read by others")));
                 }
-                Some(width) if *width == 0 || *width > layer.down.cols || width % block != 0 => {
+                Some(width) if *width == 0 || *width > cols || width % block != 0 => {
                     return Err(wrong(format!(
-                        "the width {width} of layer {index} is no multiple of {block} up to {}",
-                        layer.down.cols
+                        "the width {width} of layer {index} is no multiple of {block} up to {cols}"
                     )));
                 }
                 _ => {}
@@ -255,6 +275,21 @@ impl Find<'_, '_> {
         })
     }
 
+    fn down(&self, index: usize, width: usize) -> Result<Down> {
+        let hidden = self.config.hidden;
+        let Some(first) = self.header.tensor(&nest::first(index)) else {
+            let whole = self.matrix(&nest::whole(index), hidden, width)?;
+            return Ok(Down { first: whole, rest: None });
+        };
+        let cols = width.saturating_sub(first.cols);
+        let first = self.matrix(&nest::first(index), hidden, width - cols)?;
+        let rest = self.matrix(&nest::rest(index), hidden, cols)?;
+        if first.kind != rest.kind {
+            return Err(Error::format(nest::rest(index), "its kind is not that of the columns before"));
+        }
+        Ok(Down { first, rest: Some(rest) })
+    }
+
     fn layer(&self, index: usize) -> Result<Layer> {
         let Config { hidden, heads, head_dim, ple, altup, .. } = *self.config;
         let (query, key) = (heads * head_dim, self.config.kv_width());
@@ -273,7 +308,7 @@ impl Find<'_, '_> {
         } else {
             None
         };
-        let down = matrix("ffn_down", hidden, width)?;
+        let down = self.down(index, width)?;
         Ok(Layer {
             attn_norm: vector("attn_norm", hidden)?,
             q: matrix("attn_q", query, hidden)?,

@@ -2,7 +2,7 @@
 //!
 //! Weights are pages of the mapped file, so whole pages are counted, each once, where they are in the
 //! file: a row of `ffn_down` of which a size reads the first half takes the pages of that half, and at
-//! 4 bits these are most of the row's. What is counted is what decode reads again for every token; the
+//! 4 bits these are most of the row's, unless the file is nested ([`crate::nest`]). What is counted is what decode reads again for every token; the
 //! system may take any of it back, and then it is read from storage again. Called by the daemon to
 //! choose a size that fits, and by `nestctl model inspect`.
 
@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::gguf::{Header, Tensor};
 use crate::kv::{SLACK, Shape, Store};
 use crate::map::page_size;
+use crate::nest;
 use crate::sizes::Slice;
 
 /// Memory that one conversation at one size needs, in bytes, by part.
@@ -145,10 +146,13 @@ impl File<'_, '_> {
                 let alive = deviations.map_or(1000, |deviations| above(f64::from(deviations)));
                 Some(Part { rows: 0..width.min(tensor.rows), alive, ..whole })
             }
-            "ffn_down.weight" => {
-                let width = width.min(tensor.cols);
+            "ffn_down.weight" | nest::FIRST | nest::REST => {
+                let full = self.config.widths.get(layer).copied().unwrap_or(0);
+                // Columns in front of this part's.
+                let before = if name == nest::REST { full.saturating_sub(tensor.cols) } else { 0 };
+                let width = width.saturating_sub(before).min(tensor.cols);
                 let row_bytes = tensor.kind.row_bytes(width).unwrap_or(whole.row_bytes);
-                Some(Part { row_bytes, ..whole })
+                (width > 0).then_some(Part { row_bytes, ..whole })
             }
             // In the file for every layer, and read where a cache is filled.
             "attn_k.weight" | "attn_v.weight" | "attn_k_norm.weight" => {
@@ -210,11 +214,11 @@ fn work(config: &Config, slice: &Slice, vocabulary: usize) -> u64 {
     let hidden = config.hidden;
     let query = config.heads * config.head_dim;
     let width = slice.widths().iter().flatten().copied().max().unwrap_or(0);
-    // The `AltUp` stack twice, per-layer embeddings twice, what goes in and comes out of the branches,
-    // queries, keys and values, sine and cosine, the FFN's units.
+    // The `AltUp` stack twice, per-layer embeddings twice, what goes in and comes out of the branches
+    // (the FFN's twice), queries, keys and values, sine and cosine, the FFN's units.
     let floats = 2 * config.altup * hidden
         + 2 * config.layers() * config.ple
-        + 4 * hidden
+        + 5 * hidden
         + query
         + 2 * config.kv_width()
         + 2 * config.head_dim

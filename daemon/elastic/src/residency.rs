@@ -59,7 +59,7 @@ impl Model {
         without(std::slice::from_ref(&(0..self.map().bytes().len())), &joined(unneeded))
     }
 
-    /// The parts of the file that this size does not read. Rows of down are cut in the middle, and
+    /// The parts of the file that this size does not read. Where rows of down are cut in the middle,
     /// their rests are too short to hold whole pages, so they count as read.
     fn outside(&self, slice: &Slice) -> Vec<Range<usize>> {
         let mut ranges = Vec::new();
@@ -70,6 +70,9 @@ impl Model {
                     for tensor in [&layer.gate, &layer.up] {
                         let row = tensor.len / tensor.rows.max(1);
                         ranges.push(tensor.start + row * width..tensor.start + tensor.len);
+                    }
+                    if *width <= layer.down.first.cols {
+                        ranges.extend(layer.down.rest.iter().map(range));
                     }
                 }
             }
@@ -87,11 +90,11 @@ impl Layer {
             self.laurel_right,
             self.gate,
             self.up,
-            self.down,
             self.ple_gate,
             self.ple_projection,
         ];
-        all.into_iter().chain(self.kv.iter().flat_map(|kv| [kv.k, kv.v]))
+        let kv = self.kv.iter().flat_map(|kv| [kv.k, kv.v]);
+        all.into_iter().chain(self.down.parts()).chain(kv)
     }
 }
 

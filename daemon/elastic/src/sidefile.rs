@@ -15,10 +15,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::gguf::{Header, Tensor};
+use crate::gguf::Header;
 use crate::kernels::Columns;
 use crate::map::Mapping;
-use crate::model::Model;
+use crate::model::{Down, Model};
 
 const MAGIC: &[u8; 8] = b"NESTDC01";
 const ALIGNMENT: usize = 4096;
@@ -33,7 +33,7 @@ pub struct SideFile {
 }
 
 /// A layer's `ffn_down`, with the first byte and the length of its columns; None if it has none.
-type Place = Option<(Tensor, usize, usize)>;
+type Place = Option<(Down, usize, usize)>;
 
 impl SideFile {
     /// Opens the side file of a model. None if there is none, or it is not this model's, or damaged.
@@ -69,10 +69,13 @@ impl SideFile {
             out.write_all(&identity)?;
             out.pad()?;
             out.sum = Some(crc32fast::Hasher::new());
-            for (tensor, _, _) in places.iter().flatten() {
-                let matrix = tensor.matrix(model.map().bytes(), 0);
-                let matrix = matrix.ok_or(io::ErrorKind::InvalidData)?;
-                Columns::write(&matrix, &mut out)?;
+            for (down, _, _) in places.iter().flatten() {
+                // Columns follow each other, so those of two parts are those of the whole.
+                for part in down.parts() {
+                    let matrix = part.matrix(model.map().bytes(), 0);
+                    let matrix = matrix.ok_or(io::ErrorKind::InvalidData)?;
+                    Columns::write(&matrix, &mut out)?;
+                }
                 out.pad()?;
             }
             let sum = out.sum.take().map_or(0, crc32fast::Hasher::finalize);
@@ -99,9 +102,9 @@ impl SideFile {
     /// The columns of a layer's `ffn_down`, where there are some.
     #[must_use]
     pub fn columns(&self, layer: usize) -> Option<Columns<'_>> {
-        let (tensor, start, len) = self.places.get(layer)?.as_ref()?;
+        let (down, start, len) = self.places.get(layer)?.as_ref()?;
         let bytes = self.map.bytes().get(*start..start + len)?;
-        Columns::new(tensor.kind, tensor.rows, tensor.cols, bytes)
+        Columns::new(down.first.kind, down.first.rows, down.cols(), bytes)
     }
 }
 
@@ -112,7 +115,7 @@ fn places(model: &Model) -> (Vec<Place>, usize) {
     let places = layers
         .map(|(layer, sparsity)| {
             let down = layer.down;
-            let len = Columns::size(down.kind, down.rows, down.cols)?;
+            let len = Columns::size(down.first.kind, down.first.rows, down.cols())?;
             sparsity.map(|_| {
                 let start = at;
                 at = (at + len).next_multiple_of(ALIGNMENT);

@@ -251,10 +251,10 @@ fn keys(writer: &mut Writer, shape: &Shape, quant: Quant) {
         ("final_logit_softcapping", Entry::F32(30.0)),
     ];
     for (key, value) in general {
-        writer.pair(format!("general.{key}"), value);
+        writer.pair(format!("general.{key}"), &value);
     }
     for (key, value) in model {
-        writer.pair(format!("gemma3n.{key}"), value);
+        writer.pair(format!("gemma3n.{key}"), &value);
     }
 }
 

@@ -17,6 +17,15 @@ pub enum ModelCommand {
         nestctl model inspect --context 32768 gemma-3n-E4B-Q4_0.gguf\n  \
         nestctl --json model inspect model.gguf | jq '.sizes[] | select(.fits) | .name'")]
     Inspect(InspectArgs),
+    /// Write a copy of a model whose smaller sizes take less memory
+    ///
+    /// In a GGUF file a small size reads a part of each row of `ffn_down`, and the pages of memory that
+    /// hold it hold the rest too. In the copy that part lies apart, so that E4B's file at size E2B takes
+    /// 0.3 GB less. Answers, speed and length stay the same. Only nestd reads it: keep the original for
+    /// other programs. A table of sizes beside the file is copied too.
+    #[command(after_help = "Example:\n  \
+        nestctl model nest gemma-3n-E4B-Q4_0.gguf --out /var/lib/nestd/models/E4B.gguf")]
+    Nest(NestArgs),
     /// Write a model of real dimensions with random weights
     ///
     /// For measuring a device, or trying a program, before the real model is there: speed and memory
@@ -41,6 +50,19 @@ pub struct InspectArgs {
     /// List every tensor too
     #[arg(long)]
     pub tensors: bool,
+}
+
+#[derive(Args)]
+pub struct NestArgs {
+    /// The model's file
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Write over a file that is there
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Args)]

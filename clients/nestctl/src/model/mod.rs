@@ -1,8 +1,10 @@
 //! `nestctl model`: models' files, without a daemon.
 
 mod inspect;
+mod nest;
 mod report;
 mod synth;
+mod write;
 
 use std::path::Path;
 
@@ -16,6 +18,7 @@ use crate::render::Screen;
 pub fn run(command: &ModelCommand, screen: &mut Screen) -> Result<(), Problem> {
     match command {
         ModelCommand::Inspect(args) => inspect::inspect(args, screen),
+        ModelCommand::Nest(args) => nest::nest(args, screen),
         ModelCommand::Synth(args) => synth::synth(args, screen),
     }
 }

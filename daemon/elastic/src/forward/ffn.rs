@@ -75,9 +75,21 @@ impl Step<'_> {
 
     fn down(&mut self, layer: &Layer, width: usize) {
         self.s.second_input.quantize(self.kernels);
-        let Some(down) = self.model.matrix(&layer.down).first_cols(width) else { return };
-        let out = Out::new(&mut self.s.branch, self.model.config().hidden);
-        multiply(self.pool, self.kernels, &[Product::whole(down, &self.s.second_input, &out)]);
+        let (hidden, units) = (self.model.config().hidden, &self.s.second_input);
+        let cut = width.min(layer.down.first.cols);
+        let first = self.model.matrix(&layer.down.first).first_cols(cut).zip(units.columns(0..cut));
+        let rest = layer.down.rest.filter(|_| width > cut);
+        let rest = rest.and_then(|rest| self.model.matrix(&rest).first_cols(width - cut));
+        let rest = rest.zip(units.columns(cut..width));
+        self.s.rest.resize(if rest.is_some() { self.s.branch.len() } else { 0 }, 0.0);
+        let outs = [Out::new(&mut self.s.branch, hidden), Out::new(&mut self.s.rest, hidden)];
+        let products: Vec<_> = [first, rest]
+            .into_iter()
+            .zip(&outs)
+            .filter_map(|(part, out)| part.map(|(w, x)| Product::whole(w, x, out)))
+            .collect();
+        multiply(self.pool, self.kernels, &products);
+        self.s.branch.iter_mut().zip(&self.s.rest).for_each(|(sum, rest)| *sum += rest);
     }
 }
 

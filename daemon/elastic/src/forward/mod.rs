@@ -18,7 +18,7 @@ mod scratch;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::kernels::{Input, Kernels, Out};
+use crate::kernels::{Kernels, Out, Window};
 use crate::kv::{SLACK, Sequence};
 use crate::model::Model;
 use crate::pool::Pool;
@@ -284,13 +284,13 @@ impl Step<'_> {
 struct Product<'p> {
     w: Matrix<'p>,
     rows: Range<usize>,
-    x: &'p Input,
+    x: Window<'p>,
     out: &'p Out<'p>,
 }
 
 impl<'p> Product<'p> {
-    fn whole(w: Matrix<'p>, x: &'p Input, out: &'p Out<'p>) -> Self {
-        Self { w, rows: 0..w.rows(), x, out }
+    fn whole(w: Matrix<'p>, x: impl Into<Window<'p>>, out: &'p Out<'p>) -> Self {
+        Self { w, rows: 0..w.rows(), x: x.into(), out }
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Scratch {
     pub laurel: Vec<f32>,
     /// Whatever a branch gives back to the stream.
     pub branch: Vec<f32>,
+    /// What the rest of a cut `ffn_down` adds to that.
+    pub rest: Vec<f32>,
     pub up: Vec<f32>,
     /// One row of the vocabulary for each wanted token.
     pub logits: Vec<f32>,

@@ -29,6 +29,12 @@ const MAX_DIMENSION: u64 = 1 << 32;
 pub struct Header<'a> {
     pairs: HashMap<&'a str, Value<'a>>,
     tensors: HashMap<&'a str, Tensor>,
+    /// The keys and their values as they lie there.
+    pair_bytes: &'a [u8],
+    /// Tensors begin at multiples of it.
+    alignment: usize,
+    /// A tensor of a kind that is not known here.
+    unknown: Option<&'a str>,
     /// Bytes in front of the first tensor.
     data_start: usize,
 }
@@ -86,7 +92,9 @@ impl<'a> Header<'a> {
         if tensors > MAX_TENSORS || pairs > MAX_PAIRS {
             return Err(Error::format("header", format!("{tensors} tensors and {pairs} keys")));
         }
+        let first = reader.position();
         let pairs = read_pairs(&mut reader, pairs)?;
+        let pair_bytes = file.get(first..reader.position()).unwrap_or_default();
         let alignment = match pairs.get("general.alignment") {
             None => ALIGNMENT,
             Some(value) => match value.as_u64().map(usize::try_from) {
@@ -97,7 +105,9 @@ impl<'a> Header<'a> {
         let entries = read_entries(&mut reader, tensors)?;
         let data_start = reader.position().next_multiple_of(alignment);
         let tensors = place(&entries, file.len(), data_start, alignment)?;
-        Ok(Self { pairs, tensors, data_start })
+        let unknown = entries.iter().find(|entry| Kind::from_code(entry.code).is_none());
+        let unknown = unknown.map(|entry| entry.name);
+        Ok(Self { pairs, tensors, pair_bytes, alignment, unknown, data_start })
     }
 
     /// The value of a key.
@@ -118,6 +128,12 @@ impl<'a> Header<'a> {
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<Tensor> {
         self.tensors.get(name).copied()
+    }
+
+    /// A tensor that is left out, because its kind is not known here.
+    #[must_use]
+    pub fn unknown(&self) -> Option<&'a str> {
+        self.unknown
     }
 
     /// Every tensor, in the order of the file.

@@ -1,8 +1,8 @@
-//! Writes a GGUF file: synthetic models for benchmarks, and models for tests.
+//! Writes a GGUF file: synthetic models for benchmarks, nested copies, and models for tests.
 
 use std::io::{self, Write};
 
-use super::{ALIGNMENT, MAGIC};
+use super::{ALIGNMENT, Header, MAGIC};
 use crate::tensor::Kind;
 
 /// A value to write.
@@ -29,16 +29,38 @@ pub enum Entry {
 }
 
 /// What a file will hold. The tensors' data follow the header, in the order of their announcement.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Writer {
-    pairs: Vec<(String, Entry)>,
+    /// As they are in the file.
+    pairs: Vec<u8>,
+    count: u64,
+    alignment: usize,
     tensors: Vec<(String, Kind, Vec<u64>)>,
 }
 
+impl Default for Writer {
+    fn default() -> Self {
+        Self { pairs: Vec::new(), count: 0, alignment: ALIGNMENT, tensors: Vec::new() }
+    }
+}
+
 impl Writer {
+    /// With all keys of another file.
+    #[must_use]
+    pub fn like(header: &Header<'_>) -> Self {
+        Self {
+            pairs: header.pair_bytes.to_vec(),
+            count: header.pairs.len() as u64,
+            alignment: header.alignment,
+            tensors: Vec::new(),
+        }
+    }
+
     /// Adds a key.
-    pub fn pair(&mut self, key: impl Into<String>, value: Entry) {
-        self.pairs.push((key.into(), value));
+    pub fn pair(&mut self, key: impl AsRef<str>, value: &Entry) {
+        name(key.as_ref(), &mut self.pairs);
+        super::value::encode(value, &mut self.pairs);
+        self.count += 1;
     }
 
     /// Announces a tensor; the innermost dimension, the columns, comes first.
@@ -57,15 +79,8 @@ impl Writer {
         header.extend(MAGIC);
         header.extend(3_u32.to_le_bytes());
         header.extend((self.tensors.len() as u64).to_le_bytes());
-        header.extend((self.pairs.len() as u64).to_le_bytes());
-        let name = |text: &str, header: &mut Vec<u8>| {
-            header.extend((text.len() as u64).to_le_bytes());
-            header.extend(text.as_bytes());
-        };
-        for (key, value) in &self.pairs {
-            name(key, &mut header);
-            super::value::encode(value, &mut header);
-        }
+        header.extend(self.count.to_le_bytes());
+        header.extend(&self.pairs);
         let mut offset = 0_usize;
         let mut lengths = Vec::new();
         for (tensor, kind, dims) in &self.tensors {
@@ -78,9 +93,9 @@ impl Writer {
                 io::Error::new(io::ErrorKind::InvalidInput, format!("{tensor}: no whole blocks"))
             })?;
             lengths.push(length);
-            offset += length.next_multiple_of(ALIGNMENT);
+            offset += length.next_multiple_of(self.alignment);
         }
-        header.resize(header.len().next_multiple_of(ALIGNMENT), 0);
+        header.resize(header.len().next_multiple_of(self.alignment), 0);
         out.write_all(&header)?;
         for ((tensor, kind, _), length) in self.tensors.iter().zip(lengths) {
             let mut counted = Counted { out: &mut out, left: length };
@@ -89,11 +104,16 @@ impl Writer {
                 let problem = format!("{tensor}: {} bytes are missing", counted.left);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
             }
-            let padding = length.next_multiple_of(ALIGNMENT) - length;
-            out.write_all([0; ALIGNMENT].get(..padding).unwrap_or_default())?;
+            let padding = length.next_multiple_of(self.alignment) - length;
+            out.write_all(&vec![0; padding])?;
         }
         out.flush()
     }
+}
+
+fn name(text: &str, out: &mut Vec<u8>) {
+    out.extend((text.len() as u64).to_le_bytes());
+    out.extend(text.as_bytes());
 }
 
 fn length(kind: Kind, dims: &[u64]) -> Option<usize> {

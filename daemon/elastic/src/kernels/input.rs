@@ -1,5 +1,7 @@
 //! Activations prepared for products: the values, and int8 copies with a scale for each 32 columns.
 
+use std::ops::Range;
+
 use crate::kernels::Kernels;
 
 /// Activations of some tokens. Its owner keeps it from layer to layer: the buffers only grow.
@@ -101,5 +103,80 @@ impl Input {
     #[must_use]
     pub fn halves(&self) -> &[f32] {
         &self.halves
+    }
+
+    /// Some columns of every token; None if there are not as many.
+    #[must_use]
+    pub fn columns(&self, cols: Range<usize>) -> Option<Window<'_>> {
+        let fits = cols.start <= cols.end && cols.end <= self.cols;
+        fits.then(|| Window { input: self, first: cols.start, cols: cols.len() })
+    }
+}
+
+/// Some columns of the activations of all tokens: what a product reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Window<'x> {
+    input: &'x Input,
+    first: usize,
+    cols: usize,
+}
+
+impl<'x> From<&'x Input> for Window<'x> {
+    fn from(input: &'x Input) -> Self {
+        Self { input, first: 0, cols: input.cols }
+    }
+}
+
+impl<'x> Window<'x> {
+    /// How many tokens.
+    pub(super) fn tokens(self) -> usize {
+        self.input.tokens
+    }
+
+    /// Values of a token.
+    pub(super) fn cols(self) -> usize {
+        self.cols
+    }
+
+    /// Values from one token to the next.
+    pub(super) fn stride(self) -> usize {
+        self.input.cols
+    }
+
+    /// From the first value of the first token on, as the following.
+    pub(super) fn values(self) -> &'x [f32] {
+        self.input.values.get(self.first..).unwrap_or_default()
+    }
+
+    pub(super) fn q(self) -> &'x [i8] {
+        self.input.q.get(self.first..).unwrap_or_default()
+    }
+
+    pub(super) fn scales(self) -> &'x [f32] {
+        self.input.scales.get(self.first / 32..).unwrap_or_default()
+    }
+
+    pub(super) fn sums(self) -> &'x [f32] {
+        self.input.sums.get(self.first / 32..).unwrap_or_default()
+    }
+
+    pub(super) fn halves(self) -> &'x [f32] {
+        self.input.halves.get(self.first / 16..).unwrap_or_default()
+    }
+
+    /// Whether the values are there, and the int8 copies if they are asked for.
+    pub(super) fn is_whole(self, quantized: bool) -> bool {
+        let last = self.tokens().saturating_sub(1).checked_mul(self.stride());
+        let Some(len) = last.and_then(|last| last.checked_add(self.cols)) else { return false };
+        let copies = || self.first.is_multiple_of(32) && self.stride().is_multiple_of(32);
+        let blocks = len.div_ceil(32);
+        self.tokens() == 0
+            || self.values().len() >= len
+                && (!quantized
+                    || copies()
+                        && self.q().len() >= len
+                        && self.scales().len() >= blocks
+                        && self.sums().len() >= blocks
+                        && self.halves().len() >= 2 * blocks)
     }
 }

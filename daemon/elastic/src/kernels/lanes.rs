@@ -131,19 +131,19 @@ macro_rules! table {
             use half::f16;
 
             use crate::kernels::{
-                Columns, Input, Kernels, Out, Rows, elements, pack, product, rows, sparse,
+                Columns, Kernels, Out, Rows, Window, elements, pack, product, rows, sparse,
             };
             use crate::tensor::Matrix;
 
             $crate::kernels::lanes::wrap! { $features;
-                fn f32(w: &Matrix<'_>, all: Rows<'_>, x: &Input, out: &Out<'_>) = rows::product::<$lanes, rows::F32>;
-                fn f16_(w: &Matrix<'_>, all: Rows<'_>, x: &Input, out: &Out<'_>) = rows::product::<$lanes, rows::F16>;
-                fn bf16(w: &Matrix<'_>, all: Rows<'_>, x: &Input, out: &Out<'_>) = rows::product::<$lanes, rows::BF16>;
-                fn q4_0(w: &Matrix<'_>, all: Rows<'_>, x: &Input, out: &Out<'_>) = product::product::<$lanes, pack::Q4_0>;
-                fn q8_0(w: &Matrix<'_>, all: Rows<'_>, x: &Input, out: &Out<'_>) = product::product::<$lanes, pack::Q8_0>;
-                fn q4_k(w: &Matrix<'_>, all: Rows<'_>, x: &Input, out: &Out<'_>) = product::product::<$lanes, pack::Q4K>;
-                fn q5_k(w: &Matrix<'_>, all: Rows<'_>, x: &Input, out: &Out<'_>) = product::product::<$lanes, pack::Q5K>;
-                fn q6_k(w: &Matrix<'_>, all: Rows<'_>, x: &Input, out: &Out<'_>) = product::product::<$lanes, pack::Q6K>;
+                fn f32(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = rows::product::<$lanes, rows::F32>;
+                fn f16_(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = rows::product::<$lanes, rows::F16>;
+                fn bf16(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = rows::product::<$lanes, rows::BF16>;
+                fn q4_0(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q4_0>;
+                fn q8_0(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q8_0>;
+                fn q4_k(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q4K>;
+                fn q5_k(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q5K>;
+                fn q6_k(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q6K>;
                 fn quantize(values: &[f32], q: &mut [i8], scales: &mut [f32], sums: &mut [f32], halves: &mut [f32]) = elements::quantize::<$lanes>;
                 fn dot(a: &[f32], b: &[f32]) -> f32 = elements::dot::<$lanes>;
                 fn dot_f16(a: &[f32], b: &[f16]) -> f32 = elements::dot_f16::<$lanes>;

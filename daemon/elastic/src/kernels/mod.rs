@@ -43,11 +43,11 @@ use half::f16;
 
 pub use blocks::{dequantize, quantize};
 pub use columns::Columns;
-pub use input::Input;
+pub use input::{Input, Window};
 
 use crate::tensor::{Kind, Matrix};
 
-type Product = unsafe fn(&Matrix<'_>, Rows<'_>, &Input, &Out<'_>);
+type Product = unsafe fn(&Matrix<'_>, Rows<'_>, Window<'_>, &Out<'_>);
 type Sparse = unsafe fn(&Columns<'_>, Range<usize>, &[(u32, f32)], *mut f32);
 type Quantize = unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32]);
 
@@ -139,11 +139,18 @@ impl Kernels {
     ///
     /// Quantized weights are multiplied with the int8 copies of the activations, floats with the
     /// values themselves. Nothing is written where sizes do not fit, or int8 copies are missing.
-    pub fn product(&self, w: &Matrix<'_>, rows: Range<usize>, x: &Input, out: &Out<'_>) {
+    pub fn product<'x>(
+        &self,
+        w: &Matrix<'_>,
+        rows: Range<usize>,
+        x: impl Into<Window<'x>>,
+        out: &Out<'_>,
+    ) {
         let fits = rows.end <= w.rows();
         debug_assert!(fits, "rows up to {} of {}", rows.end, w.rows());
         if fits {
-            self.multiply(w, Rows { start: rows.start, end: rows.end, list: None }, x, out);
+            let rows = Rows { start: rows.start, end: rows.end, list: None };
+            self.multiply(w, rows, x.into(), out);
         }
     }
 
@@ -161,12 +168,12 @@ impl Kernels {
         debug_assert!(fits, "a list with rows beyond {}", w.rows());
         if fits {
             let rows = Rows { start: places.start, end: places.end, list: Some(list) };
-            self.multiply(w, rows, x, out);
+            self.multiply(w, rows, x.into(), out);
         }
     }
 
     /// The caller has checked that the rows are the matrix's.
-    fn multiply(&self, w: &Matrix<'_>, rows: Rows<'_>, x: &Input, out: &Out<'_>) {
+    fn multiply(&self, w: &Matrix<'_>, rows: Rows<'_>, x: Window<'_>, out: &Out<'_>) {
         let kernel = match w.kind() {
             Kind::F32 => self.f32,
             Kind::F16 => self.f16,
@@ -177,10 +184,8 @@ impl Kernels {
             Kind::Q5_K => self.q5_k,
             Kind::Q6_K => self.q6_k,
         };
-        let values = x.tokens().checked_mul(x.cols());
         let fits = w.cols() == x.cols()
-            && values == Some(x.values().len())
-            && (w.kind().block_len() == 1 || values == Some(x.q().len()))
+            && x.is_whole(w.kind().block_len() > 1)
             && rows.end <= out.stride
             && x.tokens().checked_mul(out.stride).is_some_and(|len| len <= out.len)
             && w.holds_its_rows();

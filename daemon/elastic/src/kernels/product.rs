@@ -18,7 +18,7 @@ use std::mem::MaybeUninit;
 
 use crate::kernels::lanes::Lanes;
 use crate::kernels::pack::{BLOCKS, Pack, STRETCH, Tile};
-use crate::kernels::{Input, Out, Rows};
+use crate::kernels::{Out, Rows, Window};
 use crate::tensor::Matrix;
 
 /// Fewer tokens are multiplied one by one: for them it does not pay to rearrange the weights.
@@ -169,7 +169,7 @@ unsafe fn multiply<L: Lanes, P: Pack, const R: usize, const T: usize>(
                 products::<L, P, R, T>(tiles, block, x)
             };
             for t in 0..T {
-                let at = t * (x.cols / 32) + block;
+                let at = t * (x.stride / 32) + block;
                 let scale = L::splat(*x.scales.add(at));
                 for r in 0..R {
                     let tile = tiles.add(r);
@@ -201,7 +201,8 @@ unsafe fn multiply<L: Lanes, P: Pack, const R: usize, const T: usize>(
 /// Where a token's activations of a stretch begin.
 #[derive(Clone, Copy)]
 struct Activations {
-    cols: usize,
+    /// Values from one token to the next.
+    stride: usize,
     q: *const i8,
     scales: *const f32,
     sums: *const f32,
@@ -216,18 +217,18 @@ impl Activations {
     #[inline(always)]
     unsafe fn columns(&self, token: usize, block: usize, k: usize) -> *const i8 {
         // SAFETY: the caller vouches for the place.
-        unsafe { self.q.add(token * self.cols + 32 * block + 4 * k) }
+        unsafe { self.q.add(token * self.stride + 32 * block + 4 * k) }
     }
 
     /// # Safety
     /// The input has that token and column.
     #[inline(always)]
-    unsafe fn at(x: &Input, token: usize, col: usize) -> Self {
-        let first = token * x.cols() + col;
+    unsafe fn at(x: Window<'_>, token: usize, col: usize) -> Self {
+        let first = token * x.stride() + col;
         // SAFETY: the caller vouches for the place, and the input's buffers fit each other.
         unsafe {
             Self {
-                cols: x.cols(),
+                stride: x.stride(),
                 q: x.q().as_ptr().add(first),
                 scales: x.scales().as_ptr().add(first / 32),
                 sums: x.sums().as_ptr().add(first / 32),
@@ -256,7 +257,7 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
     w: &Matrix<'_>,
     all: Rows<'_>,
     band: Band,
-    x: &Input,
+    x: Window<'_>,
     out: &Out<'_>,
 ) {
     let start = w.row(0).as_ptr();
@@ -342,7 +343,7 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
 unsafe fn multiply_rows<L: Lanes, P: Pack, const R: usize, const T: usize>(
     w: &Matrix<'_>,
     all: Rows<'_>,
-    x: &Input,
+    x: Window<'_>,
     out: &Out<'_>,
 ) {
     let lanes = R * L::N;
@@ -373,7 +374,7 @@ unsafe fn multiply_rows<L: Lanes, P: Pack, const R: usize, const T: usize>(
 pub(super) unsafe fn product<L: Lanes, P: Pack>(
     w: &Matrix<'_>,
     all: Rows<'_>,
-    x: &Input,
+    x: Window<'_>,
     out: &Out<'_>,
 ) {
     // Several registers of rows share each activation. A single token gains nothing from that, and

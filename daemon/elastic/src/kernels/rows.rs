@@ -9,7 +9,7 @@
 )]
 
 use crate::kernels::lanes::Lanes;
-use crate::kernels::{Input, Out, Rows};
+use crate::kernels::{Out, Rows, Window};
 use crate::tensor::Matrix;
 
 /// Tokens that are multiplied with a row before the next row is read.
@@ -92,18 +92,18 @@ unsafe fn multiply<L: Lanes, W: Float, const R: usize, const T: usize, const U: 
     w: &Matrix<'_>,
     all: Rows<'_>,
     row: usize,
-    x: &Input,
+    x: Window<'_>,
     token: usize,
     out: &Out<'_>,
 ) {
-    let cols = x.cols();
+    let (cols, stride) = (x.cols(), x.stride());
     let mut rows = [std::ptr::null::<u8>(); R];
     for (i, pointer) in rows.iter_mut().enumerate() {
         *pointer = w.row(all.row(row + i)).as_ptr();
     }
     // SAFETY: the rows have `cols` weights, the tokens as many values.
     unsafe {
-        let x = x.values().as_ptr().add(token * cols);
+        let x = x.values().as_ptr().add(token * stride);
         let mut acc = [[[L::splat(0.0); U]; T]; R];
         let mut col = 0;
         while col + U * L::N <= cols {
@@ -119,7 +119,7 @@ unsafe fn multiply<L: Lanes, W: Float, const R: usize, const T: usize, const U: 
                 let at = col + u * L::N;
                 let mut values = [L::splat(0.0); T];
                 for t in 0..T {
-                    values[t] = L::load(x.add(t * cols + at));
+                    values[t] = L::load(x.add(t * stride + at));
                 }
                 for r in 0..R {
                     let weights = W::load::<L>(rows[r].add(at * W::BYTES));
@@ -138,7 +138,7 @@ unsafe fn multiply<L: Lanes, W: Float, const R: usize, const T: usize, const U: 
                 }
                 let mut sum = L::sum(all);
                 for col in col..cols {
-                    sum += W::one(rows[r].add(col * W::BYTES)) * *x.add(t * cols + col);
+                    sum += W::one(rows[r].add(col * W::BYTES)) * *x.add(t * stride + col);
                 }
                 *out.at(token + t, row + r) = sum;
             }
@@ -155,7 +155,7 @@ unsafe fn multiply<L: Lanes, W: Float, const R: usize, const T: usize, const U: 
 pub(super) unsafe fn product<L: Lanes, W: Float>(
     w: &Matrix<'_>,
     all: Rows<'_>,
-    x: &Input,
+    x: Window<'_>,
     out: &Out<'_>,
 ) {
     // The values of so many tokens stay in the nearer caches while all rows pass.

@@ -8,7 +8,7 @@ use std::ops::Range;
 use half::f16;
 
 use crate::kernels::elements::LEAST;
-use crate::kernels::{Columns, Input, Kernels, Out, Rows, blocks};
+use crate::kernels::{Columns, Kernels, Out, Rows, Window, blocks};
 use crate::tensor::{Kind, Matrix};
 
 /// First and third coefficient of GELU's polynomial: sqrt(2/pi), and 0.044715 times that.
@@ -59,13 +59,13 @@ fn write(out: &Out<'_>, token: usize, row: usize, value: f32) {
     unsafe { *out.at(token, row) = value }
 }
 
-fn product_values(w: &Matrix<'_>, all: Rows<'_>, x: &Input, out: &Out<'_>) {
+fn product_values(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) {
     let mut sums = vec![0.0; x.tokens()];
     for i in all.start..all.end {
         sums.fill(0.0);
         stretches(w, all.row(i), |weights, col| {
             for (token, sum) in sums.iter_mut().enumerate() {
-                let first = token * x.cols() + col;
+                let first = token * x.stride() + col;
                 *sum += dot(weights, x.values().get(first..).unwrap_or_default());
             }
         });
@@ -75,13 +75,13 @@ fn product_values(w: &Matrix<'_>, all: Rows<'_>, x: &Input, out: &Out<'_>) {
     }
 }
 
-fn product_int8(w: &Matrix<'_>, all: Rows<'_>, x: &Input, out: &Out<'_>) {
+fn product_int8(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) {
     let mut sums = vec![0.0; x.tokens()];
     for i in all.start..all.end {
         sums.fill(0.0);
         stretches(w, all.row(i), |weights, col| {
             for (token, sum) in sums.iter_mut().enumerate() {
-                let first = token * x.cols() + col;
+                let first = token * x.stride() + col;
                 let q = x.q().get(first..).unwrap_or_default().chunks_exact(32);
                 let scales = x.scales().get(first / 32..).unwrap_or_default();
                 for ((weights, q), scale) in weights.chunks_exact(32).zip(q).zip(scales) {

@@ -63,7 +63,7 @@ pub fn keys(writer: &mut Writer, count: usize, seed: u64) {
         ("ggml.add_space_prefix", Entry::Bool(false)),
         ("chat_template", Entry::String(TEMPLATE.into())),
     ] {
-        writer.pair(format!("tokenizer.{key}"), value);
+        writer.pair(format!("tokenizer.{key}"), &value);
     }
 }
 

@@ -80,7 +80,7 @@ pub fn write_gguf(path: &Path, kind: Kind) {
     for (key, value) in config() {
         let key =
             if key.starts_with("general.") { key.to_owned() } else { format!("gemma3n.{key}") };
-        writer.pair(key, value);
+        writer.pair(key, &value);
     }
     tokenizer(&mut writer);
     let mut parts: HashMap<String, Vec<String>> = HashMap::new();
@@ -161,7 +161,7 @@ fn tokenizer(writer: &mut Writer) {
             },
             other => panic!("{key} is {other:?}"),
         };
-        writer.pair(key, entry);
+        writer.pair(key, &entry);
     }
 }
 

@@ -14,8 +14,8 @@ use nestd_elastic::tensor::Kind;
 /// Two tensors of one row of 64 F32 and a few keys.
 fn small() -> Vec<u8> {
     let mut writer = Writer::default();
-    writer.pair("general.architecture", Entry::String("gemma3n".into()));
-    writer.pair("a.list", Entry::Strings(vec![b"one".to_vec(), b"two".to_vec()]));
+    writer.pair("general.architecture", &Entry::String("gemma3n".into()));
+    writer.pair("a.list", &Entry::Strings(vec![b"one".to_vec(), b"two".to_vec()]));
     writer.tensor("first", Kind::F32, &[64]);
     writer.tensor("second", Kind::Q8_0, &[64, 2]);
     let mut file = Vec::new();

@@ -13,5 +13,6 @@ mod ahead;
 mod demo;
 mod greedy;
 mod hostile;
+mod nest;
 mod parity;
 mod watched;

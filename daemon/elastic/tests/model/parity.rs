@@ -35,6 +35,13 @@ impl Bench {
         }
     }
 
+    /// From the nested copy of the file.
+    fn nested(kind: Kind, kernels: &'static Kernels) -> Self {
+        let bench = Self::new(kind, kernels);
+        let model = Model::open(&crate::nest::nested(bench.folder.path(), kind)).unwrap();
+        Self { model, ..bench }
+    }
+
     /// With `ffn_down` of the sparse layers by columns.
     fn with_side(mut self) -> Self {
         let path = self.folder.path().join("cache/demo.columns");
@@ -142,6 +149,33 @@ fn logits_equal_the_reference_at_every_size_and_across_switches() {
         let (sizes, switches) = bench.everything(Store::F32, chats);
         println!("{}: sizes {sizes:.1e}, switches {switches:.1e}", kernels.name());
         assert!(sizes < 1e-3 && switches < 1e-3, "{}: {sizes} {switches}", kernels.name());
+    }
+}
+
+#[test]
+fn a_nested_file_has_the_same_logits() {
+    for kernels in Kernels::all() {
+        let mut bench = Bench::nested(Kind::F32, kernels);
+        let (sizes, switches) = bench.everything(Store::F32, 3);
+        println!("{}: sizes {sizes:.1e}, switches {switches:.1e}", kernels.name());
+        assert!(sizes < 1e-3 && switches < 1e-3, "{}: {sizes} {switches}", kernels.name());
+    }
+    // In Q8_0 up to the order in which a row's products are added, with and without its side file.
+    let (mut whole, mut nested) = (
+        Bench::new(Kind::Q8_0, Kernels::best()),
+        Bench::nested(Kind::Q8_0, Kernels::best()).with_side(),
+    );
+    for name in whole.names() {
+        let slice = whole.slice(&name);
+        let ids = whole.ids(1);
+        for (chunk, bound) in [(64, 0.02), (1, 0.6)] {
+            let mut sequences = (whole.sequence(Store::F32), nested.sequence(Store::F32));
+            let a = whole.logits(&mut sequences.0, &ids, &slice, chunk);
+            let b = nested.logits(&mut sequences.1, &ids, &slice, chunk);
+            let worst = a.iter().zip(&b).fold(0.0_f32, |worst, (a, b)| worst.max((a - b).abs()));
+            println!("{name}, {chunk} at a time: {worst:.1e}");
+            assert!(worst < bound, "{name}, {chunk} at a time: {worst}");
+        }
     }
 }
 

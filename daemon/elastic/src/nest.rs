@@ -1,0 +1,149 @@
+//! Nested files: the columns of `ffn_down` that the narrowest size reads apart from the others.
+//!
+//! A row of `ffn_down` has the columns of all sizes side by side, and half a row at 4 bits is no whole
+//! number of pages: a narrow size keeps almost all pages of the wide one in memory. In a nested file
+//! there are two tensors in place of `blk.N.ffn_down.weight`, `blk.N.`[`FIRST`] with the columns of the
+//! narrowest size and `blk.N.`[`REST`] with those behind them, and everything else is as it was. Nothing is
+//! rounded again. Such a file is for this crate only: others miss the tensor by its name.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::ops::Range;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::gguf::{Header, Tensor, Writer};
+use crate::ladder;
+use crate::model::Model;
+use crate::synth::partial;
+
+/// The columns of the narrowest size.
+pub const FIRST: &str = "ffn_down_first.weight";
+/// The columns behind those.
+pub const REST: &str = "ffn_down_rest.weight";
+/// Bytes that are written at a time.
+const CHUNK: usize = 1 << 20;
+
+pub(crate) fn whole(layer: usize) -> String {
+    format!("blk.{layer}.ffn_down.weight")
+}
+
+pub(crate) fn first(layer: usize) -> String {
+    format!("blk.{layer}.{FIRST}")
+}
+
+pub(crate) fn rest(layer: usize) -> String {
+    format!("blk.{layer}.{REST}")
+}
+
+/// Writes the nested file of a model, cut after its table of sizes, which goes with it where it is the
+/// file's own. It appears under its name when it is whole and on the disk; `progress` is told the bytes
+/// done and the bytes in all.
+pub fn write(from: &Path, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    let model = Model::open(from)?;
+    let header = Header::read(model.map().bytes())?;
+    if let Some(name) = header.unknown() {
+        return Err(Error::unsupported(name, "a tensor of a kind that is not known here"));
+    }
+    let cuts = cuts(from, &model)?;
+    let parts = parts(&header, &cuts);
+    let part = partial(to);
+    let io = |source| Error::Io { path: to.to_owned(), source };
+    let written = write_file(&part, &model, &header, &parts, progress)
+        .map_err(io)
+        // What was copied while the file changed is void.
+        .and_then(|()| model.check())
+        .and_then(|()| ladder::copy_table(from, to))
+        .and_then(|()| fs::rename(&part, to).map_err(io));
+    if written.is_err() {
+        let _ = fs::remove_file(&part);
+    }
+    written
+}
+
+/// For each layer the columns of the narrowest size that keeps it, where those are not all.
+fn cuts(from: &Path, model: &Model) -> Result<Vec<Option<usize>>> {
+    let mut narrowest: Vec<_> = model.weights.layers.iter().map(|layer| layer.down.cols()).collect();
+    for size in ladder::sizes_of(from, model.config())? {
+        for (least, width) in narrowest.iter_mut().zip(model.slice(&size)?.widths()) {
+            *least = width.map_or(*least, |width| width.min(*least));
+        }
+    }
+    let layers = model.weights.layers.iter().zip(narrowest);
+    let cuts: Vec<_> = layers
+        .map(|(layer, least)| (least < layer.down.first.cols).then_some(least))
+        .collect();
+    if cuts.iter().all(Option::is_none) {
+        let problem = "no size is narrower than the whole model, or the file is nested already";
+        return Err(Error::unsupported(from.display().to_string(), problem));
+    }
+    Ok(cuts)
+}
+
+/// A tensor to write: some columns of one that is there.
+struct Part {
+    name: String,
+    tensor: Tensor,
+    cols: Range<usize>,
+}
+
+fn parts(header: &Header<'_>, cuts: &[Option<usize>]) -> Vec<Part> {
+    let mut parts = Vec::new();
+    for (name, tensor) in header.tensors() {
+        let layer = (0..cuts.len()).find(|layer| name == whole(*layer));
+        let cut = layer.and_then(|layer| Some((layer, (*cuts.get(layer)?)?)));
+        let mut add = |name: String, cols| parts.push(Part { name, tensor, cols });
+        match cut {
+            Some((layer, cut)) => {
+                add(first(layer), 0..cut);
+                add(rest(layer), cut..tensor.cols);
+            }
+            None => add(name.to_owned(), 0..tensor.cols),
+        }
+    }
+    parts
+}
+
+fn write_file(
+    path: &Path,
+    model: &Model,
+    header: &Header<'_>,
+    parts: &[Part],
+    progress: &mut dyn FnMut(u64, u64),
+) -> io::Result<()> {
+    let mut writer = Writer::like(header);
+    for Part { name, tensor, cols } in parts {
+        let mut dims = vec![cols.len(), tensor.rows, tensor.count];
+        while dims.len() > 1 && dims.last() == Some(&1) {
+            dims.pop();
+        }
+        writer.tensor(name, tensor.kind, &dims);
+    }
+    let total = parts.iter().map(|part| part.bytes().len() * part.tensor.rows * part.tensor.count);
+    let (mut done, total) = (0, total.sum::<usize>() as u64);
+    let mut out = BufWriter::with_capacity(CHUNK, File::create(path)?);
+    let mut next = parts.iter();
+    writer.write(&mut out, |_, _, _, out| {
+        let Some(part) = next.next() else { return Ok(()) };
+        for index in 0..part.tensor.count {
+            let matrix = part.tensor.matrix(model.map().bytes(), index);
+            let matrix = matrix.ok_or(io::ErrorKind::InvalidData)?;
+            for row in 0..matrix.rows() {
+                let bytes = matrix.row(row).get(part.bytes()).unwrap_or_default();
+                out.write_all(bytes)?;
+                done += bytes.len() as u64;
+                progress(done, total);
+            }
+        }
+        Ok(())
+    })?;
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
+
+impl Part {
+    /// Of each row; cuts are at whole blocks.
+    fn bytes(&self) -> Range<usize> {
+        let bytes = |cols: usize| self.tensor.kind.row_bytes(cols).unwrap_or(0);
+        bytes(self.cols.start)..bytes(self.cols.end)
+    }
+}
