@@ -199,9 +199,13 @@ fn a_model_is_measured_and_its_sizes_alternate() {
 fn the_pages_for_shells_and_readers_have_the_commands() {
     let folder = tempfile::tempdir().unwrap();
     assert!(nestctl(&["man", "--dir"], folder.path()).status.success());
-    for page in
-        ["nestctl-model.1", "nestctl-model-inspect.1", "nestctl-model-nest.1", "nestctl-model-synth.1", "nestctl-bench.1"]
-    {
+    for page in [
+        "nestctl-model.1",
+        "nestctl-model-inspect.1",
+        "nestctl-model-nest.1",
+        "nestctl-model-synth.1",
+        "nestctl-bench.1",
+    ] {
         assert!(folder.path().join(page).is_file(), "{page}");
     }
     let output = nestctl(&["completions"], Path::new("bash"));

@@ -285,7 +285,10 @@ impl Find<'_, '_> {
         let first = self.matrix(&nest::first(index), hidden, width - cols)?;
         let rest = self.matrix(&nest::rest(index), hidden, cols)?;
         if first.kind != rest.kind {
-            return Err(Error::format(nest::rest(index), "its kind is not that of the columns before"));
+            return Err(Error::format(
+                nest::rest(index),
+                "its kind is not that of the columns before",
+            ));
         }
         Ok(Down { first, rest: Some(rest) })
     }

@@ -7,7 +7,7 @@
 //! rounded again. Such a file is for this crate only: others miss the tensor by its name.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter};
 use std::ops::Range;
 use std::path::Path;
 
@@ -63,16 +63,16 @@ pub fn write(from: &Path, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Resu
 
 /// For each layer the columns of the narrowest size that keeps it, where those are not all.
 fn cuts(from: &Path, model: &Model) -> Result<Vec<Option<usize>>> {
-    let mut narrowest: Vec<_> = model.weights.layers.iter().map(|layer| layer.down.cols()).collect();
+    let mut narrowest: Vec<_> =
+        model.weights.layers.iter().map(|layer| layer.down.cols()).collect();
     for size in ladder::sizes_of(from, model.config())? {
         for (least, width) in narrowest.iter_mut().zip(model.slice(&size)?.widths()) {
             *least = width.map_or(*least, |width| width.min(*least));
         }
     }
     let layers = model.weights.layers.iter().zip(narrowest);
-    let cuts: Vec<_> = layers
-        .map(|(layer, least)| (least < layer.down.first.cols).then_some(least))
-        .collect();
+    let cuts: Vec<_> =
+        layers.map(|(layer, least)| (least < layer.down.first.cols).then_some(least)).collect();
     if cuts.iter().all(Option::is_none) {
         let problem = "no size is narrower than the whole model, or the file is nested already";
         return Err(Error::unsupported(from.display().to_string(), problem));

@@ -10,7 +10,9 @@ use crate::render::Screen;
 
 /// Writes the copy.
 pub fn nest(args: &NestArgs, screen: &mut Screen) -> Result<(), Problem> {
-    let wrong = |source| problem(&args.file, &nestd_elastic::error::Error::Io { path: args.file.clone(), source });
+    let wrong = |source| {
+        problem(&args.file, &nestd_elastic::error::Error::Io { path: args.file.clone(), source })
+    };
     let bytes = args.file.metadata().map_err(wrong)?.len();
     let out = Out { file: &args.out, force: args.force, bytes, about: &args.file };
     let (from, to) = (args.file.clone(), args.out.clone());

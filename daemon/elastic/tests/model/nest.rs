@@ -41,15 +41,19 @@ fn a_nested_copy_has_everything_of_the_model() {
     let (a, b) = (std::fs::read(&original).unwrap(), std::fs::read(&copy).unwrap());
     let (a_header, b_header) = (Header::read(&a).unwrap(), Header::read(&b).unwrap());
     assert_eq!(a_header.pairs(), b_header.pairs());
-    assert_eq!(b_header.tensors().len(), a_header.tensors().len() + 35);
+    // Five layers have all their units at every size that keeps them.
+    assert_eq!(b_header.tensors().len(), a_header.tensors().len() + 30);
     for (name, tensor) in a_header.tensors() {
-        let Some(layer) = name.strip_suffix("ffn_down.weight") else {
+        let cut = b_header.tensor(name).is_none();
+        let Some(layer) = name.strip_suffix("ffn_down.weight").filter(|_| cut) else {
             let same = b_header.tensor(name).unwrap();
             assert_eq!(same.bytes(&b), tensor.bytes(&a), "{name}");
-            assert_eq!((same.count, same.rows, same.cols), (tensor.count, tensor.rows, tensor.cols));
+            assert_eq!(
+                (same.count, same.rows, same.cols),
+                (tensor.count, tensor.rows, tensor.cols)
+            );
             continue;
         };
-        assert!(b_header.tensor(name).is_none());
         let part = |name: &str| b_header.tensor(&format!("{layer}{name}")).unwrap();
         let whole = tensor.matrix(&a, 0).unwrap();
         let (first, rest) = (part(nest::FIRST), part(nest::REST));
