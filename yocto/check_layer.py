@@ -276,6 +276,17 @@ class Layer(unittest.TestCase):
         models = Path(data.getVar("D"), "usr/share/nestd/models")
         self.assertEqual({file.name for file in models.iterdir()}, {"own.gguf", "own.sizes.csv"})
         self.assertEqual((models / "own.gguf").read_bytes(), DEMO_FILE.read_bytes())
+        data = self.own(DEMO_FILE, sha256, NESTD_MODEL_SIZES_URI=sizes, NESTD_MODEL_NESTED="1")
+        # A second run of the task finds what the first one left.
+        for _ in range(2):
+            self.assertIsNone(self.alone.failure(lambda: self.alone.run("do_compile", data)))
+        self.alone.run("do_install", data)
+        models = Path(data.getVar("D"), "usr/share/nestd/models")
+        self.assertEqual({file.name for file in models.iterdir()}, {"own.gguf", "own.sizes.csv"})
+        self.assertIn(b"ffn_down_rest", (models / "own.gguf").read_bytes())
+        alone = self.own(DEMO_FILE, sha256, NESTD_MODEL_NESTED="1")
+        told = self.alone.failure(lambda: self.alone.run("do_compile", alone))
+        self.assertIn("nestctl model nest: ", told)
         small = self.own(DEMO_FILE, sha256, NESTD_MEMORY_HIGH_MIB="100")
         told = self.alone.failure(lambda: self.alone.run("do_compile", small))
         self.assertIn("own does not fit the profile headset", told)

@@ -5,15 +5,19 @@
 #   NESTD_MODEL_SHA256   its checksum; counts for file:// too, where BitBake checks none
 #   NESTD_MODEL_SIZES    a table of MatFormer sizes, if the model needs one (docs/nestctl.md)
 #   NESTD_MODEL_NAME     what the model is called on the device
+#   NESTD_MODEL_NESTED   1: its smaller sizes take less memory, and only nestd reads it (nestctl model nest)
 
 inherit nestd_profile
 
 DEPENDS += "nestctl-native"
 
 NESTD_MODEL_SIZES ?= ""
+NESTD_MODEL_NESTED ?= "0"
 NESTD_MODEL_NAME ?= "${@d.getVar('BPN').removeprefix('nestd-model-')}"
 
 B = "${WORKDIR}/build"
+# What is installed.
+NESTD_MODEL_FROM = "${B}${@'/nested' if d.getVar('NESTD_MODEL_NESTED') == '1' else ''}"
 
 # What is in it is no program, and too large for more copies than needed.
 INHIBIT_PACKAGE_STRIP = "1"
@@ -31,6 +35,15 @@ def nestd_need_mib(d, size):
     # The process without the model.
     own_mib = 32
     return -(-model // 2**20) + nestd_number(d, "NESTD_PREFIX_CACHE_MIB") + own_mib
+
+def nestd_model(*arguments):
+    """What `nestctl model` prints."""
+    import subprocess
+    command = ["nestctl", "--json", "model", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        bb.fatal("nestctl model %s: %s" % (arguments[0], done.stderr))
+    return done.stdout
 
 def nestd_check_model(d, inspected):
     """Fails where no size fits. `inspected` is what `nestctl --json model inspect` says."""
@@ -63,24 +76,25 @@ do_configure[cleandirs] = "${B}"
 
 python do_compile() {
     import json
-    import subprocess
 
     file = os.path.join(d.getVar("B"), d.getVar("NESTD_MODEL_NAME") + ".gguf")
     found, wanted = bb.utils.sha256_file(file), d.getVar("NESTD_MODEL_SHA256")
     if found != wanted:
         bb.fatal("%s has the SHA-256 checksum %s, and NESTD_MODEL_SHA256 is \"%s\""
                  % (d.getVar("NESTD_MODEL_FILE"), found, wanted))
-    inspect = ["nestctl", "--json", "model", "inspect", "--context", d.getVar("NESTD_CONTEXT_TOKENS"),
-               "--kv", d.getVar("NESTD_KV"), file]
-    done = subprocess.run(inspect, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        bb.fatal("nestctl model inspect: %s" % done.stderr)
-    nestd_check_model(d, json.loads(done.stdout))
+    if d.getVar("NESTD_MODEL_NESTED") == "1":
+        nested = os.path.join(d.getVar("NESTD_MODEL_FROM"), os.path.basename(file))
+        bb.utils.mkdirhier(os.path.dirname(nested))
+        nestd_model("nest", "--force", file, "--out", nested)
+        file = nested
+    context = d.getVar("NESTD_CONTEXT_TOKENS")
+    inspected = nestd_model("inspect", "--context", context, "--kv", d.getVar("NESTD_KV"), file)
+    nestd_check_model(d, json.loads(inspected))
 }
 
 do_install() {
     install -d ${D}${datadir}/nestd/models
-    for file in ${B}/${NESTD_MODEL_NAME}.*; do
+    for file in ${NESTD_MODEL_FROM}/${NESTD_MODEL_NAME}.*; do
         install -m 0644 $file ${D}${datadir}/nestd/models/
     done
 }
