@@ -1,5 +1,6 @@
 //! Starting, answering, reading the settings again, stopping.
 
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -111,6 +112,35 @@ async fn a_reload_applies_good_settings_and_refuses_bad_ones() {
     assert!(!machine.output(&["systemctl", "start", "nestd"]).status.success());
     assert_eq!(machine.property("ExecMainStatus"), "78");
     assert_eq!(machine.property("NRestarts"), "0");
+}
+
+#[tokio::test]
+#[ignore = "tests/systemd.sh runs it"]
+async fn settings_that_are_mended_need_one_start_whoever_waited() {
+    let mut machine = Machine::with_nestd(SIM);
+    let wrong = "/etc/nestd/nestd.toml.d/20-wrong.toml";
+    machine.write(wrong, "limits.max_token = 5\n");
+    let sockets = ["nestd.sock", "metrics.sock"];
+    let connect = |name| UnixStream::connect(machine.path(&format!("/run/nestd/{name}"))).unwrap();
+    let _waiting = sockets.map(connect);
+    // Each starts it anew until its socket has had enough; a start brings the other socket back.
+    let state = |machine: &Machine, unit| {
+        let output = machine.output(&["systemctl", "is-active", unit]);
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    machine.until("left alone", |machine| {
+        let units = ["nestd.service", "nestd-metrics.socket"];
+        units.iter().all(|unit| state(machine, unit) == "failed").then_some(())
+    });
+    std::fs::remove_file(machine.path(wrong)).unwrap();
+    machine.start();
+    for client in [machine.grpc().await, machine.dbus().await] {
+        let answer = collect(client.generate(ask("one two")).await.unwrap()).await.unwrap();
+        assert_eq!(text(&answer), "one two");
+    }
+    for unit in ["nestd.service", "nestd.socket", "nestd-metrics.socket"] {
+        assert_eq!(state(&machine, unit), "active", "{unit}");
+    }
 }
 
 #[tokio::test]
