@@ -29,25 +29,35 @@ mkdir -p "$folder/target"
 folder=$(cd "$folder" && pwd)
 root=$folder/root
 
-if [ ! -e "$root/usr/bin/qemu-aarch64" ]; then
-    if ! command -v mmdebstrap >/dev/null; then
-        apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mmdebstrap >/dev/null
-    fi
-    mirror=${DEBIAN_MIRROR:-$(sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -n 1)}
+missing=
+command -v mmdebstrap >/dev/null || missing="$missing mmdebstrap"
+command -v ip >/dev/null || missing="$missing iproute2"
+if [ -n "$missing" ]; then
+    apt-get update -qq
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+fi
+
+# Rust is that of trixie's backports, whose standard library is there for both; what the tests start is this machine's.
+suite=trixie
+packages=rustc/$suite-backports,cargo/$suite-backports,libstd-rust-dev/$suite-backports,\
+libstd-rust-dev:arm64/$suite-backports,gcc-aarch64-linux-gnu,g++-aarch64-linux-gnu,libc6-dev-arm64-cross,gcc,libc6-dev,\
+pkgconf,ca-certificates,qemu-user,dbus-daemon,python3-dbusmock,openssl
+# A root is kept for as long as what it is made of is the same.
+if [ "$(cat "$root.packages" 2>/dev/null)" != "$suite $packages" ]; then
+    # The first address of the first line.
+    mirror=${DEBIAN_MIRROR:-$(sed -n 's/^URIs:[[:space:]]*\([^[:space:]]*\).*/\1/p' \
+        /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -n 1)}
     if [ -z "$mirror" ]; then
         echo "aarch64.sh: set DEBIAN_MIRROR to the address of a mirror of Debian" >&2
         exit 1
     fi
-    # Made elsewhere and renamed: one that was not finished is not taken for one that was. Rust is that of trixie's
-    # backports, whose standard library is there for both; what the tests start is this machine's.
-    rm -rf "$root.new"
-    mmdebstrap --quiet --variant=apt --architectures=amd64,arm64 --include=rustc/trixie-backports,\
-cargo/trixie-backports,libstd-rust-dev/trixie-backports,libstd-rust-dev:arm64/trixie-backports,gcc-aarch64-linux-gnu,\
-g++-aarch64-linux-gnu,libc6-dev-arm64-cross,gcc,libc6-dev,pkgconf,ca-certificates,qemu-user,dbus-daemon,\
-python3-dbusmock,openssl trixie "$root.new" "deb $mirror trixie main" "deb $mirror trixie-backports main"
-    mkdir -p "$root.new/mnt/nestd" "$root.new/mnt/target" "$root.new/mnt/cargo/registry"
-    mv "$root.new" "$root"
+    # The list is written last: one that was not finished is not taken for one that was.
+    rm -rf "$root" "$root.packages"
+    mmdebstrap --quiet --variant=apt --architectures=amd64,arm64 --include="$packages" \
+        "$suite" "$root" "deb $mirror $suite main" "deb $mirror $suite-backports main"
+    mkdir -p "$root/mnt/nestd" "$root/mnt/target" "$root/mnt/cargo/registry"
+    echo "$suite $packages" >"$root.packages"
 fi
 
 # The crates are fetched out here.

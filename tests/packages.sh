@@ -34,6 +34,8 @@ version=$(dpkg-parsechangelog --show-field Version)
 grep -qxF "version = \"$version\"" Cargo.toml ||
     problem "debian/changelog is at version $version, and Cargo.toml is not"
 
+# What a run that failed has left would be taken for built, and old programs be packed.
+debian/rules clean
 rm -rf target/debian
 debian/rules binary
 

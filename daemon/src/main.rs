@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use nestd::config::{Config, Layers};
+use nestd::systemd::tell_fatal;
 
 /// Hosts Gemma 3n on this device and serves local programs over D-Bus and gRPC.
 #[derive(Parser)]
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(problems) => {
             for problem in problems {
-                eprintln!("nestd: {problem}");
+                tell_fatal(problem);
             }
             return ExitCode::from(CONFIG_WRONG);
         }
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("nestd: {error}");
+            tell_fatal(error);
             ExitCode::FAILURE
         }
     }

@@ -143,22 +143,26 @@ fn command(folder: &Path) -> Command {
 }
 
 impl Daemon {
-    /// Reads notifications until one holds this line; gives the ones before as well.
+    /// Reads notifications until one holds this line; gives the lines of all.
     pub fn wait_for(&mut self, wanted: &str) -> Vec<String> {
-        let mut lines = Vec::new();
+        self.notifications(wanted).concat()
+    }
+
+    /// The same, with the lines of each notification together.
+    pub fn notifications(&mut self, wanted: &str) -> Vec<Vec<String>> {
+        let mut told: Vec<Vec<String>> = Vec::new();
         let mut buffer = [0; 4096];
         let began = Instant::now();
-        while !lines.iter().any(|line: &String| line.starts_with(wanted)) {
+        while !told.last().is_some_and(|lines| lines.iter().any(|line| line.starts_with(wanted))) {
             if let Ok(size) = self.notified.recv(&mut buffer) {
-                let text =
-                    String::from_utf8_lossy(buffer.get(..size).unwrap_or_default()).into_owned();
-                lines.extend(text.lines().map(str::to_owned));
+                let text = String::from_utf8_lossy(buffer.get(..size).unwrap_or_default());
+                told.push(text.lines().map(str::to_owned).collect());
             } else {
                 let waits = self.runs() && began.elapsed() < PATIENCE;
-                assert!(waits, "no {wanted}; told {lines:?}; log:\n{}", self.log());
+                assert!(waits, "no {wanted}; told {told:?}; log:\n{}", self.log());
             }
         }
-        lines
+        told
     }
 
     /// Throws away what the daemon told the service manager: who sends waits when nobody reads.

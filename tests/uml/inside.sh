@@ -39,6 +39,11 @@ TOML
 systemctl start nestd
 until_true 60 sh -c 'nestctl --json status | grep -q "\"state\":\"ready\""'
 echo "ready at $(size) with $(mib memory.max) MiB"
+check "MemoryMax is the headset's" "$(mib memory.max)" = 4352
+check "so is MemoryHigh" "$(mib memory.high)" = 4096
+check "MemorySwapMax lets nothing out" "$(mib memory.swap.max)" = 0
+check "TasksMax is in force" "$(cat "$group/pids.max")" = 512
+check "and the daemon is counted by it" "$(cat "$group/pids.current")" -gt 1
 nestctl governor
 
 # An answer begins within the headset's budget, and the budget becomes the handheld's.

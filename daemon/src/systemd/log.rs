@@ -2,6 +2,7 @@
 //! of it: prompts and answers never above `trace`.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fmt::Display;
 use std::io::IsTerminal;
 
 use nix::sys::stat::fstat;
@@ -57,6 +58,15 @@ fn stderr_is_journal() -> bool {
         return false;
     };
     stream == format!("{}:{}", stderr.st_dev, stderr.st_ino)
+}
+
+/// Tells what ends the daemon, for which there may be no log yet: on stderr, each line as an error where that
+/// is the journal (sd-daemon(3)).
+pub fn tell_fatal(problem: impl Display) {
+    let priority = if stderr_is_journal() { "<3>" } else { "" };
+    for line in format!("nestd: {problem}").lines() {
+        eprintln!("{priority}{line}");
+    }
 }
 
 /// syslog's priorities for tracing's levels; the layer's own would call every line a notice.

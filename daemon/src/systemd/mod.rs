@@ -7,6 +7,6 @@ mod log;
 mod notify;
 mod sockets;
 
-pub use log::Log;
+pub use log::{Log, tell_fatal};
 pub use notify::{Notifier, watchdog};
 pub use sockets::Sockets;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use nestd_client::v1::{ErrorReason, State, generate_event::Event};
 use nestd_client::{Client, ask};
-use nestd_tests::{Builder, collect, finished, program, text, until};
+use nestd_tests::{Builder, Daemon, collect, finished, program, text, until};
 use nix::sys::signal::Signal;
 
 fn check_config(settings: &str) -> Output {
@@ -117,9 +117,19 @@ async fn stopping_has_a_deadline() {
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 
+/// What systemd waits for in a reload: its begin with the time, and READY after it.
+fn reload_was_told(daemon: &mut Daemon) {
+    let told = daemon.notifications("READY=1");
+    let (_ready, before) = told.split_last().unwrap();
+    let mut reloading = before.iter().filter(|lines| lines.contains(&"RELOADING=1".into()));
+    let reloading = reloading.next().unwrap_or_else(|| panic!("no RELOADING=1: {told:?}"));
+    let time = reloading.iter().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
+    assert!(time.is_some_and(|time| time.parse::<u64>().is_ok()), "in one: {told:?}");
+}
+
 #[tokio::test]
 async fn a_reload_applies_good_settings_and_keeps_the_old_for_bad_ones() {
-    let daemon = Builder::sim().start();
+    let mut daemon = Builder::sim().start();
     let client = daemon.grpc().await;
     let file = daemon.folder().join("nestd.toml");
     let settings = std::fs::read_to_string(&file).unwrap();
@@ -128,11 +138,13 @@ async fn a_reload_applies_good_settings_and_keeps_the_old_for_bad_ones() {
     std::fs::write(&file, format!("{settings}\nlimits.max_tokens = 777\n")).unwrap();
     daemon.signal(Signal::SIGHUP);
     until(&client, |status| status.limits.unwrap().max_tokens == 777).await;
+    reload_was_told(&mut daemon);
 
     std::fs::write(&file, format!("{settings}\nlimits.max_tokens = 0\nlimits.nothing = 1\n"))
         .unwrap();
     daemon.signal(Signal::SIGHUP);
     daemon.wait_log("limits.nothing");
+    reload_was_told(&mut daemon);
     assert!(daemon.log().contains("limits.max_tokens"), "{}", daemon.log());
     assert_eq!(client.status().await.unwrap().limits.unwrap().max_tokens, 777);
 

@@ -18,12 +18,19 @@ use nestd_tests::project;
 /// How long a boot, a service or a package may take on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Seconds after which a command is ended: longer than what systemd waits for, and short of for ever.
+const COMMAND: &str = "120";
+
 /// A booted machine. Dropping it ends it.
 pub struct Machine {
     nspawn: Child,
     leader: u32,
-    groups: Vec<PathBuf>,
+    /// Dropped last: only empty ones can be removed.
+    _groups: Groups,
 }
+
+/// The control groups of a machine. Dropping them removes them.
+struct Groups(Vec<PathBuf>);
 
 impl Machine {
     /// One without Nestd. The packages are in /packages.
@@ -36,12 +43,13 @@ impl Machine {
         let hierarchies = ["unified", "systemd"].map(|hierarchy| root.join(hierarchy));
         let hybrid = hierarchies.iter().all(|hierarchy| hierarchy.is_dir());
         let hierarchies = if hybrid { hierarchies.to_vec() } else { vec![root.to_owned()] };
-        let groups: Vec<PathBuf> = hierarchies.iter().map(|folder| folder.join(&name)).collect();
+        let mut groups = Groups(Vec::new());
         let mut join = String::new();
-        for group in &groups {
-            fs::create_dir(group)
+        for group in hierarchies.iter().map(|folder| folder.join(&name)) {
+            fs::create_dir(&group)
                 .expect("root may make control groups: tests/systemd.sh tells more");
             write!(join, "echo $$ > {}/cgroup.procs; ", group.display()).unwrap();
+            groups.0.push(group);
         }
         let nspawn = Command::new("sh")
             .args(["-euc", &format!("{join} exec \"$@\""), "sh", "systemd-nspawn"])
@@ -59,7 +67,7 @@ impl Machine {
             .stderr(Stdio::null())
             .spawn()
             .expect("systemd-nspawn starts");
-        let mut machine = Self { nspawn, leader: 0, groups };
+        let mut machine = Self { nspawn, leader: 0, _groups: groups };
         machine.until("its first process", |machine| {
             machine.leader = machine.processes().into_iter().find(|pid| inner(*pid) == 1)?;
             Some(())
@@ -100,7 +108,7 @@ impl Machine {
 
     /// Runs a command, however it ends.
     pub fn output(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().expect("nsenter starts")
+        self.command(arguments).output().expect("timeout starts")
     }
 
     /// Runs a command as a user, however it ends.
@@ -108,11 +116,11 @@ impl Machine {
         self.output(&[&["runuser", "-u", user, "--"], arguments].concat())
     }
 
-    /// A command in the machine.
+    /// A command in the machine. One that gets stuck ends with status 124.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
-        let mut command = Command::new("nsenter");
+        let mut command = Command::new("timeout");
         command
-            .arg("--target")
+            .args(["--kill-after=10", COMMAND, "nsenter", "--target"])
             .arg(self.leader.to_string())
             .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd"])
             .args(arguments)
@@ -214,7 +222,12 @@ impl Drop for Machine {
             nix::sys::signal::Signal::SIGKILL,
         );
         let _ = self.nspawn.wait();
-        self.groups.iter().for_each(|group| remove(group));
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|group| remove(group));
     }
 }
 

@@ -60,3 +60,24 @@ async fn an_upgrade_lets_the_running_answer_end_and_new_clients_wait() {
     assert_eq!(machine.state(), "active");
     assert_ne!(machine.property("MainPID"), pid);
 }
+
+#[test]
+#[ignore = "tests/systemd.sh runs it"]
+fn a_purge_empties_folders_on_other_disks() {
+    let machine = Machine::boot();
+    let folders = ["/var/lib/nestd", "/var/cache/nestd"];
+    for [mounted, linked] in [folders, [folders[1], folders[0]]] {
+        machine.shell(&format!(
+            "mkdir {mounted} /data; mount -t tmpfs none {mounted}; ln -s /data {linked}"
+        ));
+        machine.shell("dpkg --install /packages/nestd_*.deb");
+        machine.shell(
+            "cd /var/lib/nestd; mkdir -p sessions; touch sessions/kept governor.toml; \
+             touch /var/cache/nestd/made",
+        );
+        machine.run(&["dpkg", "--purge", "nestd"]);
+        let left = machine.shell("find /var/lib/nestd/ /var/cache/nestd/ -mindepth 1");
+        assert_eq!(left, "", "{mounted} was mounted, {linked} a link");
+        machine.shell(&format!("umount {mounted}; rmdir {mounted} /data; rm {linked}"));
+    }
+}
