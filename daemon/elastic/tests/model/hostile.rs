@@ -139,6 +139,17 @@ fn a_model_without_a_tensor_or_of_another_shape_is_refused_by_name() {
     let at = Header::read(&whole).unwrap().data_start() + usize::try_from(offset).unwrap();
     changed[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     assert_eq!(open(&changed), "output_norm.weight: not all of its values are finite");
+    // A rank beyond the width of the model, with a tensor that really is there: at the file's end.
+    let mut changed = whole.clone();
+    let laurel = find(&whole, b"blk.3.laurel_l.weight") + 21;
+    let data_start = Header::read(&whole).unwrap().data_start();
+    changed.resize(changed.len().next_multiple_of(32), 0);
+    let offset = changed.len() - data_start;
+    changed[laurel + 12..laurel + 20].copy_from_slice(&65_u64.to_le_bytes());
+    changed[laurel + 24..laurel + 32].copy_from_slice(&(offset as u64).to_le_bytes());
+    changed.resize(changed.len() + 65 * 64 * 4, 0);
+    let rank = "blk.3.laurel_l.weight: its rank of 65 is above the model's width of 64";
+    assert_eq!(open(&changed), rank);
     assert!(Model::open(Path::new("/nowhere.gguf")).is_err());
     assert!(Model::open(folder.path()).is_err());
     assert!(open(b"").contains("empty"));
