@@ -111,6 +111,33 @@ fn lies_are_refused_by_name() {
 }
 
 #[test]
+fn a_list_of_too_many_values_is_refused_before_it_is_read() {
+    let mut writer = Writer::default();
+    writer.pair("a.list", &Entry::Strings(Vec::new()));
+    let mut file = Vec::new();
+    writer.write(&mut file, |_, _, _, _| Ok(())).unwrap();
+    let len = find(&file, b"a.list") + 6 + 8;
+    // As a file of holes has them: every length is 0, and so is all that follows.
+    file.resize(len + 8 + 8 * ((1 << 24) + 1), 0);
+    for (count, fits) in [(0, true), (1000, true), (1 << 24, true), ((1 << 24) + 1, false)] {
+        file[len..len + 8].copy_from_slice(&u64::to_le_bytes(count));
+        match Header::read(&file) {
+            Ok(header) => {
+                let list = header.value("a.list").unwrap().as_array().unwrap();
+                assert!(fits && list.len() as u64 == count, "{count}");
+            }
+            Err(error) => {
+                let said = error.to_string();
+                assert!(
+                    !fits && said.starts_with("a.list: its value is cut off, too long"),
+                    "{said}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn a_model_without_a_tensor_or_of_another_shape_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("demo.gguf");
