@@ -38,9 +38,10 @@ pub struct Mapping {
 
 /// What must stay as it was when the file was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
-    len: u64,
-    changed: (i64, i64),
+pub(crate) struct Identity {
+    pub len: u64,
+    /// Seconds and nanoseconds.
+    pub changed: (i64, i64),
 }
 
 impl Identity {
@@ -73,6 +74,11 @@ impl Mapping {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What the file was when it was opened, whatever has its name now.
+    pub(crate) fn opened(&self) -> Identity {
+        self.opened
     }
 
     /// Its bytes.
