@@ -102,9 +102,13 @@ impl Mapping {
     }
 
     /// Lets the system take the pages of these ranges back, from this process and from the page cache.
-    /// What is needed again is read again.
-    pub fn give_back(&self, ranges: &[Range<usize>]) {
+    /// What is needed again is read again. Goes on from one range to the next for as long as `go_on` says
+    /// so.
+    pub fn give_back(&self, ranges: &[Range<usize>], go_on: &dyn Fn() -> bool) {
         for range in ranges {
+            if !go_on() {
+                return;
+            }
             let Some(range) = self.whole_pages(range) else { continue };
             // SAFETY: the pages are a file's, mapped shared and read-only, so what is dropped is read
             // from the file again.

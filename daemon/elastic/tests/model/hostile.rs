@@ -199,7 +199,7 @@ fn a_file_that_shrinks_in_use_ends_the_step_and_not_the_process() {
     assert_eq!(step(&mut sequence).unwrap(), 1536);
     // Nothing of the mapping is in memory any more, and then there is nothing to read.
     let all = 0..model.map().bytes().len();
-    model.map().give_back(std::slice::from_ref(&all));
+    model.map().give_back(std::slice::from_ref(&all), &|| true);
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(8192).unwrap();
     assert!(matches!(step(&mut sequence), Err(Error::FileChanged)));
     assert_eq!(sequence.len(), 2, "the sequence is as it was");
@@ -221,7 +221,7 @@ fn what_is_given_back_leaves_memory_and_comes_again() {
     let before = sum();
     let pages = map.resident(std::slice::from_ref(&all)).unwrap();
     assert!(pages >= all.len() as u64, "{pages} of {}", all.len());
-    map.give_back(std::slice::from_ref(&all));
+    map.give_back(std::slice::from_ref(&all), &|| true);
     assert!(map.resident(std::slice::from_ref(&all)).unwrap() < 16384);
     assert_eq!(sum(), before);
 }
