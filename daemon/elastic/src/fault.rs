@@ -81,15 +81,21 @@ fn install() {
 }
 
 /// Puts a page of zeros where one of a watched mapping is gone; else restores the signal's default
-/// effect, which follows when the instruction runs again.
+/// effect, which follows when the instruction runs again. What a process sent has no address, and no
+/// instruction that runs again.
 extern "C" fn on_sigbus(
     _signal: libc::c_int,
     info: *mut libc::siginfo_t,
     _context: *mut libc::c_void,
 ) {
-    // SAFETY: the system passes a valid structure; mmap and signal are system calls without state of
-    // this process's own, and the page that is replaced belongs to the mapping that was found.
+    // SAFETY: the system passes a valid structure; mmap, signal and raise are system calls without state
+    // of this process's own, and the page that is replaced belongs to the mapping that was found.
     unsafe {
+        if (*info).si_code <= 0 {
+            libc::signal(libc::SIGBUS, libc::SIG_DFL);
+            libc::raise(libc::SIGBUS);
+            return;
+        }
         let address = (*info).si_addr() as usize;
         for place in &TABLE {
             // The end first: whoever sees it sees its start, too.

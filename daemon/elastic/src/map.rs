@@ -38,9 +38,10 @@ pub struct Mapping {
 
 /// What must stay as it was when the file was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
-    len: u64,
-    changed: (i64, i64),
+pub(crate) struct Identity {
+    pub len: u64,
+    /// Seconds and nanoseconds.
+    pub changed: (i64, i64),
 }
 
 impl Identity {
@@ -75,6 +76,11 @@ impl Mapping {
         &self.path
     }
 
+    /// What the file was when it was opened, whatever has its name now.
+    pub(crate) fn opened(&self) -> Identity {
+        self.opened
+    }
+
     /// Its bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
@@ -96,9 +102,13 @@ impl Mapping {
     }
 
     /// Lets the system take the pages of these ranges back, from this process and from the page cache.
-    /// What is needed again is read again.
-    pub fn give_back(&self, ranges: &[Range<usize>]) {
+    /// What is needed again is read again. Goes on from one range to the next for as long as `go_on` says
+    /// so.
+    pub fn give_back(&self, ranges: &[Range<usize>], go_on: &dyn Fn() -> bool) {
         for range in ranges {
+            if !go_on() {
+                return;
+            }
             let Some(range) = self.whole_pages(range) else { continue };
             // SAFETY: the pages are a file's, mapped shared and read-only, so what is dropped is read
             // from the file again.

@@ -302,6 +302,11 @@ impl Find<'_, '_> {
         let vector = |part: &str, len| self.vector(&name(part), len);
         let laurel_left = self.any(&name("laurel_l"))?;
         let rank = laurel_left.rows;
+        // No key tells it, and every row of a step takes as many floats: published models have 64.
+        if rank > hidden {
+            let problem = format!("its rank of {rank} is above the model's width of {hidden}");
+            return Err(Error::format(name("laurel_l"), problem));
+        }
         let kv = if index < self.config.own_kv {
             Some(KeyValue {
                 k: matrix("attn_k", key, hidden)?,

@@ -63,7 +63,7 @@ pub fn need(
         embedding: pages(output.iter().map(whole)) + rows_on_demand(embedding, context),
         ple: rows_on_demand(header.tensor("per_layer_token_embd.weight"), context),
         kv: Shape::new(config, context, store).bytes(),
-        work: work(config, slice, output.map_or(0, |output| output.rows)),
+        work: work(config, slice, output.map_or(0, |output| output.rows), file.rank(slice)),
     }
 }
 
@@ -162,6 +162,13 @@ impl File<'_, '_> {
         }
     }
 
+    /// The highest rank of `LAuReL`.
+    fn rank(&self, slice: &Slice) -> usize {
+        let kept = slice.widths().iter().enumerate().filter(|(_, width)| width.is_some());
+        let left = kept.map(|(layer, _)| format!("blk.{layer}.laurel_l.weight"));
+        left.filter_map(|name| self.header.tensor(&name)).map(|left| left.rows).max().unwrap_or(0)
+    }
+
     /// What all layers share, but for the embeddings.
     fn shared(&self, slice: &Slice) -> impl Iterator<Item = Part> {
         let ple = self.config.ple;
@@ -209,7 +216,7 @@ fn rows_on_demand(table: Option<Tensor>, tokens: usize) -> u64 {
 }
 
 /// Buffers of the forward pass for a step of [`SLACK`] tokens of which one predicts.
-fn work(config: &Config, slice: &Slice, vocabulary: usize) -> u64 {
+fn work(config: &Config, slice: &Slice, vocabulary: usize, rank: usize) -> u64 {
     const F32: usize = 4;
     let hidden = config.hidden;
     let query = config.heads * config.head_dim;
@@ -224,7 +231,8 @@ fn work(config: &Config, slice: &Slice, vocabulary: usize) -> u64 {
         + 2 * config.head_dim
         + width;
     // Inputs of products have a copy in 8 bits, with a scale and a sum for each 32 and 16 values.
-    let inputs = hidden + width.max(query).max(config.ple);
+    // The second one is `LAuReL`'s, the FFN's and the per-layer embedding's in turn.
+    let inputs = hidden + width.max(query).max(config.ple).max(rank);
     let row = floats * F32 + inputs * 11 / 2;
     (row * SLACK + vocabulary * F32) as u64
 }

@@ -5,14 +5,26 @@
 //! are taken one by one from a common counter, so a thread that the system has put aside delays only
 //! the piece that it holds, and one that has not woken yet delays nothing: `run` waits for those that
 //! took a piece, not for all.
+//!
+//! Cores and nice value ([`Settings`]) are the pool's own threads', from when they begin until they end, and
+//! nobody else's: a thread hands both down to those that it starts, and without privileges no nice value is
+//! ever taken back. So whoever has the pool stays as it was, and has a whole step computed by the first
+//! of the pool's threads ([`Pool::lead`]), which is the one that calls `run` then.
 
 #![allow(unsafe_code, reason = "threads borrow the caller's closure while it waits for them")]
 
+mod lead;
+mod place;
+
+use std::any::Any;
 use std::cell::UnsafeCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
+
+use self::lead::Lead;
 
 /// How long a thread looks for work before it sleeps. Between two products of a token pass 5 to 20
 /// microseconds, and waking a thread takes about 50.
@@ -21,17 +33,20 @@ const LOOK: Duration = Duration::from_micros(60);
 /// How to run the threads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// Threads in all, the caller's included; 0 is one for each core.
+    /// Threads in all; 0 is one for each of `cores`, or for each core that this process may use.
     pub threads: usize,
     /// The cores for the threads, in turn; empty leaves it to the system.
     pub cores: Vec<usize>,
-    /// Added to the threads' nice value, so that the compositor goes first.
+    /// Added to the nice value of whoever starts them, so that the compositor goes first.
     pub nice: i32,
 }
 
 /// A number of threads.
 pub struct Pool {
     shared: Arc<Shared>,
+    /// None while it leads.
+    lead: Option<Lead>,
+    /// All others.
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -64,12 +79,9 @@ const INSIDE: u64 = OPEN - 1;
 const NUMBER: u32 = 32;
 
 impl Pool {
-    /// Starts the threads. The caller's own thread is set up like them.
+    /// Starts the threads.
     pub fn new(settings: &Settings) -> std::io::Result<Self> {
-        let threads = match settings.threads {
-            0 => std::thread::available_parallelism()?.get(),
-            threads => threads,
-        };
+        let threads = place::threads(settings)?;
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
@@ -80,16 +92,16 @@ impl Pool {
             end: AtomicBool::new(false),
             caller: UnsafeCell::new(None),
         });
-        let mut pool = Self { shared, threads: Vec::new() };
+        let lead = Some(Lead::start(settings.clone())?);
+        let mut pool = Self { shared, lead, threads: Vec::new() };
         for index in 1..threads {
             let (shared, settings) = (Arc::clone(&pool.shared), settings.clone());
             let thread = std::thread::Builder::new().name(format!("nestd-compute-{index}"));
             pool.threads.push(thread.spawn(move || {
-                place(&settings, index);
+                place::place(&settings, index);
                 work(&shared);
             })?);
         }
-        place(settings, 0);
         Ok(pool)
     }
 
@@ -99,7 +111,23 @@ impl Pool {
         self.threads.len() + 1
     }
 
-    /// Calls `job` with every number below `pieces`, on all threads, and returns when all are done.
+    /// Has a step computed by the thread that leads the others, and returns when that is done.
+    ///
+    /// # Panics
+    /// If the step does.
+    pub fn lead(&mut self, step: impl FnOnce(&mut Self) + Send) {
+        // Whoever is led already needs nobody else.
+        let Some(lead) = self.lead.take() else { return step(self) };
+        let mut result: Result<(), Box<dyn Any + Send>> = Ok(());
+        lead.run(Box::new(|| result = catch_unwind(AssertUnwindSafe(|| step(self)))));
+        self.lead = Some(lead);
+        if let Err(panic) = result {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Calls `job` with every number below `pieces`, on the pool's threads and the calling one, and returns
+    /// when all are done.
     ///
     /// # Panics
     /// If a piece panicked.
@@ -265,8 +293,8 @@ fn work(shared: &Shared) {
         // left; see `Shared`.
         let (job, caller) = unsafe { (*shared.job.get(), (*shared.caller.get()).clone()) };
         if let Some(job) = job {
-            let pieces = std::panic::AssertUnwindSafe(|| shared.pieces_of(job));
-            if std::panic::catch_unwind(pieces).is_err() {
+            let pieces = AssertUnwindSafe(|| shared.pieces_of(job));
+            if catch_unwind(pieces).is_err() {
                 shared.broken.store(true, Ordering::Relaxed);
             }
         }
@@ -279,79 +307,5 @@ fn work(shared: &Shared) {
     }
 }
 
-/// Gives the calling thread its core and its nice value. Both are wishes: a core that is not there, or
-/// not allowed, leaves the thread where the system puts it.
-fn place(settings: &Settings, index: usize) {
-    if let Some(core) = settings.cores.get(index % settings.cores.len().max(1)) {
-        // SAFETY: a zeroed set is an empty one, and CPU_SET stays within it below its size.
-        unsafe {
-            let mut set: nix::libc::cpu_set_t = std::mem::zeroed();
-            if *core < nix::libc::CPU_SETSIZE as usize {
-                nix::libc::CPU_SET(*core, &mut set);
-                nix::libc::sched_setaffinity(0, size_of_val(&set), &raw const set);
-            }
-        }
-    }
-    if settings.nice != 0 {
-        // SAFETY: system calls with plain numbers. On Linux they are about one thread: by the process's
-        // number about its main one, which never computes, and by 0 about the calling one.
-        unsafe {
-            let process = std::process::id();
-            let usual = nix::libc::getpriority(nix::libc::PRIO_PROCESS, process);
-            nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, usual + settings.nice);
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn pool(threads: usize) -> Pool {
-        Pool::new(&Settings { threads, ..Settings::default() }).unwrap()
-    }
-
-    #[test]
-    fn every_piece_is_done_once() {
-        for threads in [1, 2, 4] {
-            let mut pool = pool(threads);
-            for round in 0..2000 {
-                let pieces = round % 37;
-                let done: Vec<AtomicUsize> = (0..pieces).map(|_| AtomicUsize::new(0)).collect();
-                pool.run(pieces, &|piece| {
-                    done.get(piece).unwrap().fetch_add(1, Ordering::Relaxed);
-                });
-                assert!(done.iter().all(|count| count.load(Ordering::Relaxed) == 1));
-                if round % 400 == 0 {
-                    // Long enough for the others to fall asleep.
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_panic_comes_through_and_the_pool_goes_on() {
-        let mut pool = pool(3);
-        for bad in 0..8 {
-            let run = std::panic::AssertUnwindSafe(|| {
-                pool.run(8, &|piece| assert!(piece != bad, "piece {piece}"));
-            });
-            assert!(std::panic::catch_unwind(run).is_err());
-        }
-        let count = AtomicUsize::new(0);
-        pool.run(100, &|_| {
-            count.fetch_add(1, Ordering::Relaxed);
-        });
-        assert_eq!(count.into_inner(), 100);
-    }
-
-    #[test]
-    fn idle_threads_sleep() {
-        let mut pool = pool(4);
-        pool.run(4, &|_| {});
-        std::thread::sleep(Duration::from_millis(20));
-        assert_eq!(pool.shared.sleeping.load(Ordering::SeqCst), 3);
-    }
-}
+mod tests;

@@ -44,11 +44,11 @@ impl Model {
         Ok(Resident { layers, embedding, ple, rest: all.saturating_sub(layers + embedding + ple) })
     }
 
-    /// Lets the system take back what none of these sizes reads.
-    pub fn give_back(&self, slices: &[&Slice]) {
+    /// Lets the system take back what none of these sizes reads, for as long as `go_on` says so.
+    pub fn give_back(&self, slices: &[&Slice], go_on: &dyn Fn() -> bool) {
         let outside = slices.iter().map(|slice| self.outside(slice));
         let common = outside.reduce(|a, b| without(&a, &without(&a, &b)));
-        self.map().give_back(&common.unwrap_or_default());
+        self.map().give_back(&common.unwrap_or_default(), go_on);
     }
 
     /// Everything that this size needs for every token.

@@ -11,13 +11,12 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::gguf::Header;
 use crate::kernels::Columns;
-use crate::map::Mapping;
+use crate::map::{Identity, Mapping};
 use crate::model::{Down, Model};
 
 const MAGIC: &[u8; 8] = b"NESTDC01";
@@ -129,15 +128,15 @@ fn places(model: &Model) -> (Vec<Place>, usize) {
 /// The beginning of the file of this model.
 fn identity(model: &Model) -> Result<[u8; FIXED]> {
     let map = model.map();
-    let io = |source| Error::Io { path: map.path().to_owned(), source };
-    let metadata = fs::metadata(map.path()).map_err(io)?;
+    // Of the file that is mapped: another may have its name by now.
+    let Identity { len, changed: (seconds, nanoseconds) } = map.opened();
     let header = Header::read(map.bytes())?;
     let header = map.bytes().get(..header.data_start()).unwrap_or_default();
     let mut bytes = Vec::with_capacity(FIXED);
     bytes.extend(MAGIC);
-    bytes.extend((map.bytes().len() as u64).to_le_bytes());
-    bytes.extend(metadata.mtime().to_le_bytes());
-    bytes.extend(metadata.mtime_nsec().to_le_bytes());
+    bytes.extend(len.to_le_bytes());
+    bytes.extend(seconds.to_le_bytes());
+    bytes.extend(nanoseconds.to_le_bytes());
     bytes.extend(crc32fast::hash(header).to_le_bytes());
     bytes.resize(FIXED, 0);
     Ok(bytes.try_into().unwrap_or([0; FIXED]))

@@ -166,6 +166,13 @@ impl<'a> Matrix<'a> {
         self.bytes.get(start..start.saturating_add(length)).unwrap_or_default()
     }
 
+    /// The first byte of the first row, for whoever finds all rows from there: the bytes of one row
+    /// ([`Self::row`]) give no leave to read another's.
+    #[must_use]
+    pub(crate) fn start(&self) -> *const u8 {
+        self.bytes.as_ptr()
+    }
+
     /// Bytes from one row to the next.
     #[must_use]
     pub fn row_stride(&self) -> usize {

@@ -65,6 +65,20 @@ fn parts_are_counted_in_pages() {
 }
 
 #[test]
+fn a_rank_above_all_widths_is_counted() {
+    let of = |laurel| {
+        let shape = Shape { layers: 8, shared_kv: 3, heads: 1, ple: 64, laurel, ..Shape::SMALL };
+        with_model(&shape, |_, header, config| {
+            let slice = Slice::new(vec![Some(64); 8]);
+            need(header, config, &slice, 128, Store::F16).work
+        })
+    };
+    // The widest besides are the queries, 128; a step has 128 rows, of floats and their copies in 8 bits.
+    assert_eq!(of(128), of(64));
+    assert_eq!(of(256) - of(64), 128 * 128 * 11 / 2);
+}
+
+#[test]
 fn a_table_beside_the_file_names_its_sizes() {
     with_model(&Shape { layers: 8, shared_kv: 3, ..Shape::SMALL }, |path, _, config| {
         let names = || {

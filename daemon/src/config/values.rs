@@ -84,3 +84,27 @@ pub(super) fn log_level(text: &str) -> Result<String, String> {
         .map(|_| text.to_owned())
         .map_err(|error| format!("is not a log filter: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_are_a_list_of_numbers_and_ranges() {
+        for (text, list) in [
+            ("", vec![]),
+            (" , ", vec![]),
+            ("3", vec![3]),
+            ("4-7", vec![4, 5, 6, 7]),
+            ("0, 2-3 ,2", vec![0, 2, 3, 2]),
+            ("5-5", vec![5]),
+            ("1023", vec![1023]),
+        ] {
+            assert_eq!(cores(text), Ok(list), "{text:?}");
+        }
+        for text in ["all", "-1", "1-", "-", "3-2", "0-1-2", "1024", "0-1024", "0x1", "1;2", "1 2"]
+        {
+            assert!(cores(text).is_err_and(|wrong| wrong.contains("0,2-3")), "{text:?}");
+        }
+    }
+}

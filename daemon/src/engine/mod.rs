@@ -48,7 +48,8 @@ pub trait Engine {
         None
     }
 
-    /// Readies what a size needs that may come soon, without waiting for it.
+    /// Readies what a size needs that may come soon, without waiting for it. What was readied before is
+    /// no longer wanted; the size in use says that no other will come.
     fn prepare(&mut self, _size: &str) {}
 
     /// Narrows what it may use; what runs already goes on.

@@ -114,10 +114,9 @@ impl Governor {
         let previous = state.last.as_ref().filter(|(name, _)| *name == model.model);
         let previous = previous.map(|(_, decision)| decision);
         let decision = decide(&state.settings.policy, &inputs, previous, self.began.elapsed());
-        if let Some(planned) = &decision.planned
-            && previous.is_none_or(|previous| previous.planned != decision.planned)
-        {
-            self.service.prepare(planned);
+        // A plan that is given up is told too, or what was read for it would stay.
+        if previous.and_then(|previous| previous.planned.as_ref()) != decision.planned.as_ref() {
+            self.service.prepare(decision.planned.as_ref().unwrap_or(&decision.size));
         }
         let told = previous.map(|previous| (&previous.reason, previous.shed));
         if told != Some((&decision.reason, decision.shed)) {

@@ -139,7 +139,7 @@ impl Service {
         self.engine.resident()
     }
 
-    /// Readies what a size needs that may come soon, where the engine can.
+    /// Readies what a size needs that may come soon, where the engine can, and nothing else any more.
     pub fn prepare(&self, size: &str) {
         if let Err(error) = self.engine.prepare(size.to_owned()) {
             tracing::debug!(%error, "nothing was read ahead");

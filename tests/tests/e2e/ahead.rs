@@ -50,6 +50,12 @@ async fn weights_of_a_planned_size_are_read_during_the_dwell() {
     let report = told(&client, |report| report.reason.contains("waits out the dwell")).await;
     assert_eq!(report.active_size, "small", "{}", report.reason);
 
+    // What was read for a plan that is given up is given back, and read again for the next.
+    device.charge("20");
+    file.until(&needed, |cached, all| cached < all / 2);
+    device.charge("90");
+    file.wait(&needed);
+
     daemon.change("governor.dwell_s", "0.5");
     at(&client, "large", "plenty").await;
     let mut request = ask("Hello");

@@ -57,7 +57,7 @@ pub struct Runner {
 }
 
 /// Told after each layer that a long step goes on.
-type Alive = Box<dyn Fn() + Send>;
+type Alive = Box<dyn Fn() + Send + Sync>;
 
 impl Runner {
     /// With the best kernels for this CPU, or those given.
@@ -67,9 +67,9 @@ impl Runner {
         Self { pool, kernels, scratch: Scratch::default(), alive: Box::new(|| {}) }
     }
 
-    /// Calls this after each layer: a step on a slow device may take a minute, and somebody may wonder.
+    /// Calls this after each layer, on the thread that computes: a step on a slow device may take a minute, and somebody may wonder.
     #[must_use]
-    pub fn watched(mut self, alive: impl Fn() + Send + 'static) -> Self {
+    pub fn watched(mut self, alive: impl Fn() + Send + Sync + 'static) -> Self {
         self.alive = Box::new(alive);
         self
     }
@@ -84,9 +84,11 @@ impl Runner {
         parts: &mut [Part<'_>],
     ) -> Result<&mut [f32]> {
         check(model, parts)?;
-        self.scratch.begin(model, parts);
-        Step { model, slice, pool: &mut self.pool, kernels: self.kernels, s: &mut self.scratch }
-            .run(parts, &self.alive);
+        let Self { pool, kernels, scratch, alive } = self;
+        scratch.begin(model, parts);
+        pool.lead(|pool| {
+            Step { model, slice, pool, kernels, s: scratch }.run(parts, alive);
+        });
         // What was computed while the file changed is void.
         model.check()?;
         for part in parts {

@@ -102,6 +102,10 @@ impl<'a> Array<'a> {
     }
 }
 
+/// Values of a list, 64 times those of the largest vocabulary. A file of holes may claim any number of
+/// empty strings, which are gone through one by one.
+const MAX_VALUES: usize = 1 << 24;
+
 // Types of values in the file.
 const U8: u32 = 0;
 const I8: u32 = 1;
@@ -169,7 +173,7 @@ impl<'a> Reader<'a> {
 
     fn array(&mut self) -> Option<Array<'a>> {
         let code = self.u32()?;
-        let len = usize::try_from(self.u64()?).ok()?;
+        let len = usize::try_from(self.u64()?).ok().filter(|len| *len <= MAX_VALUES)?;
         let start = self.position;
         match width(code) {
             Some(width) => {

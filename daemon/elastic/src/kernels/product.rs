@@ -260,7 +260,7 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
     x: Window<'_>,
     out: &Out<'_>,
 ) {
-    let start = w.row(0).as_ptr();
+    let start = w.start();
     let pointers = |row: usize| {
         let mut pointers = [std::ptr::null::<u8>(); MOST_ROWS];
         for (i, pointer) in pointers.iter_mut().enumerate().take(R * L::N) {

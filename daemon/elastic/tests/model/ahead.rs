@@ -22,7 +22,7 @@ fn what_a_wider_size_needs_is_read_before_it_is_used() {
     let (small, full) = (Slice::new((0..8).map(narrow).collect()), model.full());
 
     let all = 0..model.map().bytes().len();
-    model.map().give_back(std::slice::from_ref(&all));
+    model.map().give_back(std::slice::from_ref(&all), &|| true);
     file.drop_pages();
     let (cached, all) = file.cached(std::slice::from_ref(&all));
     // The last page is no whole one.
@@ -41,9 +41,11 @@ fn what_a_wider_size_needs_is_read_before_it_is_used() {
     wait(1);
 
     // And what a smaller size does not read leaves memory again, but for what is about to come.
-    model.give_back(&[&small, &full]);
+    model.give_back(&[&small, &full], &|| true);
     wait(1);
-    model.give_back(&[&small]);
+    model.give_back(&[&small], &|| false);
+    wait(1);
+    model.give_back(&[&small], &|| true);
     let (cached, all) = file.cached(&needed[1]);
     assert!(cached < all / 2, "{cached} of {all} bytes stay");
     wait(0);

@@ -111,6 +111,33 @@ fn lies_are_refused_by_name() {
 }
 
 #[test]
+fn a_list_of_too_many_values_is_refused_before_it_is_read() {
+    let mut writer = Writer::default();
+    writer.pair("a.list", &Entry::Strings(Vec::new()));
+    let mut file = Vec::new();
+    writer.write(&mut file, |_, _, _, _| Ok(())).unwrap();
+    let len = find(&file, b"a.list") + 6 + 8;
+    // As a file of holes has them: every length is 0, and so is all that follows.
+    file.resize(len + 8 + 8 * ((1 << 24) + 1), 0);
+    for (count, fits) in [(0, true), (1000, true), (1 << 24, true), ((1 << 24) + 1, false)] {
+        file[len..len + 8].copy_from_slice(&u64::to_le_bytes(count));
+        match Header::read(&file) {
+            Ok(header) => {
+                let list = header.value("a.list").unwrap().as_array().unwrap();
+                assert!(fits && list.len() as u64 == count, "{count}");
+            }
+            Err(error) => {
+                let said = error.to_string();
+                assert!(
+                    !fits && said.starts_with("a.list: its value is cut off, too long"),
+                    "{said}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn a_model_without_a_tensor_or_of_another_shape_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("demo.gguf");
@@ -139,6 +166,17 @@ fn a_model_without_a_tensor_or_of_another_shape_is_refused_by_name() {
     let at = Header::read(&whole).unwrap().data_start() + usize::try_from(offset).unwrap();
     changed[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     assert_eq!(open(&changed), "output_norm.weight: not all of its values are finite");
+    // A rank beyond the width of the model, with a tensor that really is there: at the file's end.
+    let mut changed = whole.clone();
+    let laurel = find(&whole, b"blk.3.laurel_l.weight") + 21;
+    let data_start = Header::read(&whole).unwrap().data_start();
+    changed.resize(changed.len().next_multiple_of(32), 0);
+    let offset = changed.len() - data_start;
+    changed[laurel + 12..laurel + 20].copy_from_slice(&65_u64.to_le_bytes());
+    changed[laurel + 24..laurel + 32].copy_from_slice(&(offset as u64).to_le_bytes());
+    changed.resize(changed.len() + 65 * 64 * 4, 0);
+    let rank = "blk.3.laurel_l.weight: its rank of 65 is above the model's width of 64";
+    assert_eq!(open(&changed), rank);
     assert!(Model::open(Path::new("/nowhere.gguf")).is_err());
     assert!(Model::open(folder.path()).is_err());
     assert!(open(b"").contains("empty"));
@@ -161,7 +199,7 @@ fn a_file_that_shrinks_in_use_ends_the_step_and_not_the_process() {
     assert_eq!(step(&mut sequence).unwrap(), 1536);
     // Nothing of the mapping is in memory any more, and then there is nothing to read.
     let all = 0..model.map().bytes().len();
-    model.map().give_back(std::slice::from_ref(&all));
+    model.map().give_back(std::slice::from_ref(&all), &|| true);
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(8192).unwrap();
     assert!(matches!(step(&mut sequence), Err(Error::FileChanged)));
     assert_eq!(sequence.len(), 2, "the sequence is as it was");
@@ -183,7 +221,7 @@ fn what_is_given_back_leaves_memory_and_comes_again() {
     let before = sum();
     let pages = map.resident(std::slice::from_ref(&all)).unwrap();
     assert!(pages >= all.len() as u64, "{pages} of {}", all.len());
-    map.give_back(std::slice::from_ref(&all));
+    map.give_back(std::slice::from_ref(&all), &|| true);
     assert!(map.resident(std::slice::from_ref(&all)).unwrap() < 16384);
     assert_eq!(sum(), before);
 }

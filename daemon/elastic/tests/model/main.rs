@@ -11,6 +11,7 @@
 
 mod ahead;
 mod demo;
+mod fault;
 mod greedy;
 mod hostile;
 mod nest;

@@ -153,7 +153,7 @@ fn a_narrow_size_of_a_nested_file_needs_no_more_than_it_reads() {
     let read = |model: &Model| model.map().bytes().iter().map(|b| u64::from(*b)).sum::<u64>();
     assert!(read(&model) > 0);
     let before = model.resident().unwrap().layers;
-    model.give_back(&[&narrow]);
+    model.give_back(&[&narrow], &|| true);
     let after = model.resident().unwrap().layers;
     let gone = before.saturating_sub(after) as f64 / f64::from(8 * matrix);
     assert!((1.45..1.51).contains(&gone), "{gone}");

@@ -1,6 +1,8 @@
 //! Logits of the demo model against those of the reference implementation in `transformers`, in F32: at
 //! every position, every size, and across switches of the size.
 
+use std::time::Duration;
+
 use crate::demo::{self, Tensors};
 use nestd_elastic::forward::{Logits, Part, Runner};
 use nestd_elastic::kernels::Kernels;
@@ -210,6 +212,17 @@ fn a_side_file_that_is_not_the_model_s_is_not_used() {
     assert!(open().is_some());
     let other = Bench::new(Kind::Q8_0, Kernels::best());
     assert!(SideFile::open(&path, &other.model).unwrap().is_none(), "another file's time");
+    // Another model of the same length gets this one's name, as a model is replaced, while this one writes.
+    let model = bench.model.map().path();
+    let new = model.with_extension("new");
+    std::fs::copy(model, &new).unwrap();
+    let later = std::fs::metadata(model).unwrap().modified().unwrap() + Duration::from_secs(1);
+    std::fs::File::options().write(true).open(&new).unwrap().set_modified(later).unwrap();
+    std::fs::rename(&new, model).unwrap();
+    assert!(SideFile::write(&path, &bench.model).unwrap());
+    assert!(open().is_some(), "it is of the model that is open");
+    let replaced = Model::open(model).unwrap();
+    assert!(SideFile::open(&path, &replaced).unwrap().is_none(), "the old weights");
     // In F32 there is nothing to gain.
     let exact = Bench::new(Kind::F32, Kernels::best());
     assert!(!SideFile::write(&path, &exact.model).unwrap());

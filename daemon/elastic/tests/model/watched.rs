@@ -51,10 +51,15 @@ impl Watched {
 
     /// Waits until all of these bytes are in the page cache.
     pub fn wait(&self, ranges: &[Range<usize>]) {
+        self.until(ranges, |cached, all| cached == all);
+    }
+
+    /// Waits until as many are, of all.
+    pub fn until(&self, ranges: &[Range<usize>], enough: impl Fn(usize, usize) -> bool) {
         let began = Instant::now();
         loop {
             let (cached, all) = self.cached(ranges);
-            if cached == all {
+            if enough(cached, all) {
                 return;
             }
             let patient = began.elapsed() < Duration::from_secs(60);

@@ -1,6 +1,6 @@
 //! The engine `elastic`: a GGUF file of Gemma 3n, mapped, by the crate `nestd-elastic`.
 //!
-//! The engine thread itself computes, with the pool's threads. A step is one pass over the weights: a
+//! The engine thread has steps computed by the pool's threads, and samples. A step is one pass over the weights: a
 //! chunk of the prompt of the first request that is not done reading, and the next token of every
 //! request that is. Background requests stand still while an interactive one runs, but for one step in
 //! sixteen, in which the prompt that waited longest is read, too: everything ends some day. So a cancelled

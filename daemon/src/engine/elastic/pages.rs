@@ -17,9 +17,9 @@ pub struct Pages {
     model: Arc<Model>,
     /// A size that may come soon.
     coming: Option<Slice>,
-    /// When the size was changed, until its memory was given back.
-    switched: Option<Instant>,
-    /// Counts what was asked for. Who reads ahead stops when something else is.
+    /// When something else was asked for, until the memory of what is not read any more was given back.
+    changed: Option<Instant>,
+    /// Counts what was asked for. Who reads ahead or gives back stops when something else is.
     asked: Arc<AtomicU64>,
 }
 
@@ -27,36 +27,41 @@ impl Pages {
     /// Those of a model that was just loaded at this size.
     pub fn new(model: &Arc<Model>, slice: &Slice) -> Self {
         let asked = Arc::default();
-        let pages = Self { model: Arc::clone(model), coming: None, switched: None, asked };
+        let pages = Self { model: Arc::clone(model), coming: None, changed: None, asked };
         pages.bring(slice);
         pages
     }
 
-    /// Reads what a size needs that may come soon.
+    /// Reads what a size needs that may come soon. The one that might have come before no longer does; it
+    /// was read in vain, and is given back.
     pub fn prepare(&mut self, slice: &Slice) {
         self.coming = Some(slice.clone());
+        self.changed = Some(Instant::now());
         self.bring(slice);
     }
 
     /// Reads what a size needs that comes now; later, gives back what it does not read.
     pub fn switch(&mut self, slice: &Slice) {
         self.coming = None;
-        self.switched = Some(Instant::now());
+        self.changed = Some(Instant::now());
         self.bring(slice);
     }
 
     /// Gives memory back that neither the size in use nor the one that may come soon reads, once the
-    /// former has been in use for a while. Tells when that is due.
+    /// former has been in use, and the latter planned, for a while. Tells when that is due.
     pub fn tidy(&mut self, slice: &Slice) -> Option<Duration> {
-        let left = SETTLED.saturating_sub(self.switched?.elapsed());
+        let left = SETTLED.saturating_sub(self.changed?.elapsed());
         if left > Duration::ZERO {
             return Some(left);
         }
-        self.switched = None;
+        self.changed = None;
         let (slice, coming) = (slice.clone(), self.coming.clone());
+        let (asked, turn) = (Arc::clone(&self.asked), self.asked.load(Ordering::Relaxed));
         let tidy = move |model: &Model| {
             let slices: Vec<&Slice> = std::iter::once(&slice).chain(&coming).collect();
-            model.give_back(&slices);
+            // A size that is asked for meanwhile may read just this, and what is left is looked at again when
+            // it has settled. The matrix that is being given back is lost for it: it is read when it is used.
+            model.give_back(&slices, &|| asked.load(Ordering::Relaxed) == turn);
         };
         self.spawn("nestd-tidy", tidy);
         None
