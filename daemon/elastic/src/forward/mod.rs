@@ -67,7 +67,8 @@ impl Runner {
         Self { pool, kernels, scratch: Scratch::default(), alive: Box::new(|| {}) }
     }
 
-    /// Calls this after each layer, on the thread that computes: a step on a slow device may take a minute, and somebody may wonder.
+    /// Calls this after each layer, on the thread that computes: a step on a slow device may take a
+    /// minute, and somebody may wonder.
     #[must_use]
     pub fn watched(mut self, alive: impl Fn() + Send + Sync + 'static) -> Self {
         self.alive = Box::new(alive);
