@@ -51,12 +51,13 @@ def show(name, rows):
     return prefill, decode
 
 
-def compare(model, rounds, prompts=None, tokens=48):
+def compare(model, rounds, prompts=None, tokens=48, side_file=None):
+    more = ("--side-file", side_file) if side_file else ()
     for prompt in prompts or (128, 512):
         ours, theirs, shares, bandwidths = [], [], [], []
         for _ in range(rounds):
             options = ("--prompt-tokens", prompt, "--max-tokens", tokens)
-            result = bench(model, *options, "--repeat", 1)
+            result = bench(model, *options, *more, "--repeat", 1)
             ours.append(rates(result))
             shares.append(result["bandwidth_share"])
             bandwidths.append(result["bandwidth_bytes_per_s"] / 1e9)
@@ -124,11 +125,12 @@ def main():
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--size", help="the MatFormer size, for limit")
     p.add_argument("--prompt", type=int, help="tokens of the prompt, for compare and limit")
+    p.add_argument("--side-file", help="elastic with this side file, for compare")
     a = p.parse_args()
     if a.what == "limit":
         limit(a.model, a.mib, a.rounds, a.prompt or 256, a.size)
     elif a.what == "compare":
-        compare(a.model, a.rounds, (a.prompt,) if a.prompt else None)
+        compare(a.model, a.rounds, (a.prompt,) if a.prompt else None, side_file=a.side_file)
     else:
         {"loaded": loaded, "switch": switch}[a.what](a.model, a.rounds)
 

@@ -188,6 +188,15 @@ fn a_model_is_measured_and_its_sizes_alternate() {
     assert_eq!((&switches["every_tokens"], &switches["count"]), (&2.into(), &8.into()));
     assert_eq!(switches["sizes"][1]["size"], "small");
 
+    // 10 layers have columns in a side file, which is made once.
+    let side = folder.path().join("model.columns");
+    let with = ["--max-tokens", "4", "--side-file", side.to_str().unwrap(), "--model"];
+    let made = json(&nestctl(&[&["--json", "bench"][..], &with].concat(), &file));
+    assert!(made["decode_tokens_per_s"].as_f64().unwrap() > 0.0);
+    let changed = side.metadata().unwrap().modified().unwrap();
+    json(&nestctl(&[&["--json", "bench"][..], &with].concat(), &file));
+    assert_eq!(side.metadata().unwrap().modified().unwrap(), changed);
+
     let output = nestctl(&["bench", "--size", "medium", "--model"], &file);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("large, small"), "{output:?}");

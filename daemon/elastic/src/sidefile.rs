@@ -50,6 +50,15 @@ impl SideFile {
         Ok(whole.then_some(Self { map, places }))
     }
 
+    /// Opens the side file of a model, which is made first if there is none, or it is not this model's. None
+    /// if the model has nothing to put into one.
+    pub fn open_or_write(path: &Path, model: &Model) -> Result<Option<Self>> {
+        match Self::open(path, model)? {
+            None if Self::write(path, model)? => Self::open(path, model),
+            side => Ok(side),
+        }
+    }
+
     /// Makes the side file of a model: beside the place under another name first, so that it is there
     /// whole or not at all. False if no layer has anything to put into it.
     pub fn write(path: &Path, model: &Model) -> Result<bool> {

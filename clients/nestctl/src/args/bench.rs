@@ -68,6 +68,9 @@ pub struct EngineArgs {
     /// What keys and values are stored as
     #[arg(long, value_enum, default_value_t, requires = "model")]
     pub kv: Kv,
+    /// With a side file (elastic.side_file), which is made if it is not there
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub side_file: Option<PathBuf>,
     /// Computing threads, 0 for one a core
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1024), requires = "model")]
     pub threads: u32,

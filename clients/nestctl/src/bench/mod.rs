@@ -22,6 +22,7 @@ use nestd_elastic::model::Model;
 use nestd_elastic::need::read_per_token;
 use nestd_elastic::pool::{Pool, Settings};
 use nestd_elastic::residency::Resident;
+use nestd_elastic::sidefile::SideFile;
 use nestd_elastic::sizes::{Size, Slice};
 
 use crate::args::{BenchArgs, EngineArgs};
@@ -89,8 +90,14 @@ pub fn local(args: &BenchArgs, screen: &mut Screen) -> Result<bool, Problem> {
 fn measure(task: &Task<'_>, screen: &mut Screen) -> Result<Measured, Problem> {
     let wrong = |error: Error| problem(task.model, &error);
     let start = Instant::now();
-    let model = Model::open(task.model).map_err(wrong)?;
+    let mut model = Model::open(task.model).map_err(wrong)?;
     let load = start.elapsed();
+    if let Some(file) = &task.options.side_file {
+        match SideFile::open_or_write(file, &model).map_err(wrong)? {
+            Some(side) => model = model.with_side(side),
+            None => return Err(Problem::Usage("this model has no use for a side file".into())),
+        }
+    }
     let ladder = chosen(task, &model)?;
     let settings = Settings { threads: count(task.options.threads), ..Settings::default() };
     let pool = || {

@@ -7,6 +7,7 @@
 //! | `scalar` | every kernel in plain Rust: the reference, and for CPUs without the instructions |
 //! | `lanes` | the vector operations that the fast kernels are written in |
 //! | `product`, `rows`, `elements` | the fast kernels for quantized matrices, float matrices, activations |
+//! | `single` | the product of a quantized matrix with one token |
 //! | `columns`, `sparse` | a matrix by columns, and its product with few inputs |
 //! | `pack` | the blocks of quantized kinds, unpacked for `product` |
 //! | `avx512`, `avx2`, `sse41`, `neon` | those operations and the tables of kernels for one instruction set each |
@@ -24,6 +25,7 @@ mod pack;
 mod product;
 mod rows;
 mod scalar;
+mod single;
 mod sparse;
 
 #[cfg(target_arch = "x86_64")]

@@ -17,8 +17,8 @@
 use std::mem::MaybeUninit;
 
 use crate::kernels::lanes::Lanes;
-use crate::kernels::pack::{BLOCKS, Pack, STRETCH, Tile};
-use crate::kernels::{Out, Rows, Window};
+use crate::kernels::pack::{BLOCKS, Pack, STRETCH, Tile, Tiling};
+use crate::kernels::{Out, Rows, Window, single};
 use crate::tensor::Matrix;
 
 /// Fewer tokens are multiplied one by one: for them it does not pay to rearrange the weights.
@@ -200,7 +200,7 @@ unsafe fn multiply<L: Lanes, P: Pack, const R: usize, const T: usize>(
 
 /// Where a token's activations of a stretch begin.
 #[derive(Clone, Copy)]
-struct Activations {
+pub(super) struct Activations {
     /// Values from one token to the next.
     stride: usize,
     q: *const i8,
@@ -215,9 +215,33 @@ impl Activations {
     /// # Safety
     /// The input has that token and block.
     #[inline(always)]
-    unsafe fn columns(&self, token: usize, block: usize, k: usize) -> *const i8 {
+    pub(super) unsafe fn columns(&self, token: usize, block: usize, k: usize) -> *const i8 {
         // SAFETY: the caller vouches for the place.
         unsafe { self.q.add(token * self.stride + 32 * block + 4 * k) }
+    }
+
+    /// What one unit of the first token's int8 copies stands for in a block.
+    ///
+    /// # Safety
+    /// The input has that block, as for the following.
+    #[inline(always)]
+    pub(super) unsafe fn scale(&self, block: usize) -> f32 {
+        // SAFETY: the caller vouches for the place.
+        unsafe { *self.scales.add(block) }
+    }
+
+    /// The first token's scaled sum of a block.
+    #[inline(always)]
+    pub(super) unsafe fn sum(&self, block: usize) -> f32 {
+        // SAFETY: the caller vouches for the place.
+        unsafe { *self.sums.add(block) }
+    }
+
+    /// The same of half a block.
+    #[inline(always)]
+    pub(super) unsafe fn half(&self, block: usize, half: usize) -> f32 {
+        // SAFETY: the caller vouches for the place.
+        unsafe { *self.halves.add(2 * block + half) }
     }
 
     /// # Safety
@@ -248,6 +272,32 @@ struct Band {
     next: usize,
 }
 
+/// Writes the sums of a band and a token.
+///
+/// # Safety
+/// As for `product`; there are `R` sums.
+#[inline(always)]
+unsafe fn store<L: Lanes, const R: usize>(
+    sums: *const L::F,
+    token: usize,
+    band: Band,
+    out: &Out<'_>,
+) {
+    let mut lanes = [0.0; MOST_ROWS];
+    // SAFETY: the caller vouches for the sums and the places.
+    unsafe {
+        for r in 0..R {
+            L::store(lanes.as_mut_ptr().add(r * L::N), *sums.add(r));
+        }
+        for (i, value) in lanes.iter().enumerate().take(R * L::N) {
+            let row = band.row + i * band.apart;
+            if row < band.end {
+                *out.at(token, row) = *value;
+            }
+        }
+    }
+}
+
 /// The products of a band with every token.
 ///
 /// # Safety
@@ -271,9 +321,20 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
         pointers
     };
     let (rows, next) = (pointers(band.row), pointers(band.next));
+    if x.tokens() == 1 && R == 1 {
+        let blocks = x.cols() / P::KIND.block_len();
+        // SAFETY: `product` has checked that the rows have as many columns as the one token.
+        unsafe {
+            let at = |col| Activations::at(x, 0, col);
+            let sums = single::band::<L, P>(rows.as_ptr(), next.as_ptr(), blocks, at);
+            return store::<L, R>(&sums, 0, band, out);
+        }
+    }
     let blocks = x.cols() / 32;
     let stretches = blocks.div_ceil(BLOCKS);
     let step = P::KIND.block_bytes() * STRETCH / P::KIND.block_len();
+    // Blocks of 32 columns in one of the file's.
+    let per = P::KIND.block_len() / 32;
     let mut tiles = MaybeUninit::<[Tile<L>; R]>::uninit();
     let tiles = tiles.as_mut_ptr().cast::<Tile<L>>();
     let mut acc = MaybeUninit::<[[L::F; R]; TOKENS]>::uninit();
@@ -301,7 +362,11 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
                 let count = (blocks - stretch * BLOCKS).min(BLOCKS);
                 for r in 0..R {
                     let rows = rows.as_ptr().add(r * L::N);
-                    P::unpack::<L>(rows, stretch * step, count, tiles.add(r));
+                    for block in 0..count / per {
+                        let mut to = Tiling { tile: tiles.add(r), first: per * block };
+                        let at = stretch * step + block * P::KIND.block_bytes();
+                        P::unpack::<L>(rows, at, &mut to);
+                    }
                     if paired {
                         pair(tiles.add(r), count);
                     }
@@ -320,16 +385,7 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
                 }
             }
             for token in 0..tokens {
-                let mut lanes = [0.0; MOST_ROWS];
-                for r in 0..R {
-                    L::store(lanes.as_mut_ptr().add(r * L::N), *acc.add(token * R + r));
-                }
-                for (i, value) in lanes.iter().enumerate().take(R * L::N) {
-                    let row = band.row + i * band.apart;
-                    if row < band.end {
-                        *out.at(first + token, row) = *value;
-                    }
-                }
+                store::<L, R>(acc.add(token * R), first + token, band, out);
             }
         }
     }

@@ -217,16 +217,10 @@ fn with_side_file(model: Model, plan: &Plan) -> Model {
         return model;
     }
     let path = plan.settings.cache_dir.join("elastic").join(format!("{}.columns", plan.model));
-    let open = || match SideFile::open(&path, &model)? {
-        Some(side) => Ok(Some(side)),
-        None if SideFile::write(&path, &model)? => SideFile::open(&path, &model),
-        None => Ok(None),
-    };
-    match open() {
+    match SideFile::open_or_write(&path, &model) {
         Ok(Some(side)) => model.with_side(side),
         Ok(None) => model,
         Err(error) => {
-            let error: Problem = error;
             tracing::warn!(%error, "no side file");
             model
         }
