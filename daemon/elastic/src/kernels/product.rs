@@ -4,7 +4,7 @@
 //! raw blocks of the band are unpacked once into a tile of bytes that stays in the nearest cache,
 //! where one register holds four consecutive columns of every row of the band. Then every token is
 //! multiplied with it: no sums across lanes, and as the scales of 16 rows are worked out at once,
-//! reading `Q4_K` is as cheap as reading `Q4_0`.
+//! reading `Q4_K` is as cheap as reading `Q4_0`. One token alone needs no tile (`single`).
 
 #![allow(unsafe_code, reason = "the inner loops: raw blocks, lengths checked at entry")]
 #![allow(clippy::inline_always, reason = "must take on the caller's target features")]

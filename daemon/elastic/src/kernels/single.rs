@@ -9,12 +9,14 @@
     reason = "small arrays of registers, indexed by counters of unrolled loops"
 )]
 
+use std::marker::PhantomData;
+
 use crate::kernels::lanes::Lanes;
 use crate::kernels::pack::{BLOCKS, Pack, Sink};
 use crate::kernels::product::Activations;
 
 /// How many bytes ahead weights are asked for.
-const AHEAD: usize = 1024;
+const AHEAD: usize = 512;
 
 /// Sums of the products of one row for each lane.
 struct Sums<L: Lanes, P: Pack> {
@@ -26,7 +28,7 @@ struct Sums<L: Lanes, P: Pack> {
     /// What the first half of a block has come to.
     products: [L::I; BLOCKS],
     shorts: [L::I; BLOCKS],
-    pack: std::marker::PhantomData<P>,
+    pack: PhantomData<P>,
 }
 
 impl<L: Lanes, P: Pack> Sink<L> for Sums<L, P> {
@@ -113,7 +115,7 @@ pub(super) unsafe fn band<L: Lanes, P: Pack>(
                     minima: [[L::splat(0.0); 2]; BLOCKS],
                     products: [L::splat_i(0); BLOCKS],
                     shorts: [L::splat_i(0); BLOCKS],
-                    pack: std::marker::PhantomData,
+                    pack: PhantomData,
                 };
                 P::unpack::<L>(rows, block * bytes, &mut sums);
                 sum = sums.sum;
