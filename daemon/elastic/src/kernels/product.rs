@@ -327,7 +327,7 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
         unsafe {
             let at = |col| Activations::at(x, 0, col);
             let sums = single::band::<L, P>(rows.as_ptr(), next.as_ptr(), blocks, at);
-            return store::<L, R>(&sums, 0, band, out);
+            return store::<L, R>(&raw const sums, 0, band, out);
         }
     }
     let blocks = x.cols() / 32;

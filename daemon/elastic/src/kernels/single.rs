@@ -54,7 +54,7 @@ impl<L: Lanes, P: Pack> Sink<L> for Sums<L, P> {
                     products = L::dp_wide(products, weights[k], x);
                 } else if L::SHORT {
                     short = L::dp_short(short, weights[k], x);
-                    if (at + 1) % P::SHORTS == 0 {
+                    if (at + 1).is_multiple_of(P::SHORTS) {
                         products = L::widen(products, short);
                         short = L::splat_i(0);
                     }
