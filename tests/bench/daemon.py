@@ -1,11 +1,16 @@
-"""Start and first tokens of the daemon with a model of real dimensions in the page cache.
+"""The daemon with a model of real dimensions in the page cache: start, first tokens, switches of the size.
 
     nestctl model synth --size E4B --out e4b.gguf
     python tests/bench/daemon.py e4b.gguf e2b.gguf
+    python tests/bench/daemon.py e4b.gguf --switch 30 --tokens 1200
 
 For each model: the time from the start of the process to READY, to a loaded model, and to the first token of a
 question of about 32 tokens, first alone, then after the same long system prompt was read by another question. Medians of
-several starts. The figures are in docs/performance.md.
+several starts.
+
+With `--switch N`: one answer, whose size goes from the largest to E2B and back after every N tokens, by the pin, with the
+giving back and reading ahead of weights that this brings. What a switch costs is the time of the tokens after it over the median
+of the others of their size. The figures are in docs/performance.md.
 """
 
 import argparse
@@ -94,13 +99,52 @@ def start(model, threads):
     }
 
 
+def switch(model, threads, every, tokens):
+    """Times of the tokens of one answer, by size: after a switch, and the others."""
+    with running(model, f"threads = {threads}") as daemon:
+        sizes = [subprocess.run([*daemon.nestctl, "--json", "status"], check=True, stdout=subprocess.PIPE)]
+        sizes = [json.loads(sizes[0].stdout)["active_size"], "E2B"]
+        command = [*daemon.nestctl, "--json", "ask", "--max-tokens", str(tokens), "--json-schema", "/dev/stdin", "Go on"]
+        # Such an answer does not end early.
+        answer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        json.dump({"type": "string", "minLength": 10 * tokens}, answer.stdin)
+        answer.stdin.close()
+        switching, before, now, fresh, count = None, None, 0, False, 0
+        times = {size: {"after a switch": [], "others": []} for size in sizes}
+        for line in answer.stdout:
+            event, at = json.loads(line), time.monotonic()
+            if "size_changed" in event:
+                now, fresh = sizes.index(event["size_changed"]["to"]), True
+            if "text" not in event:
+                continue
+            if before:
+                times[sizes[now]]["after a switch" if fresh else "others"].append((at - before) * 1e3)
+            before, fresh, count = at, False, count + 1
+            if count % every == 0:
+                if switching and switching.wait():
+                    raise SystemExit("a switch failed")
+                switching = subprocess.Popen([*daemon.nestctl, "size", sizes[1 - now]], stdout=subprocess.DEVNULL)
+    print(f"{model}: {count} pieces of text")
+    for size, kinds in times.items():
+        median = statistics.median(kinds["others"])
+        for kind, values in kinds.items():
+            p = [q - median for q in statistics.quantiles(values, n=100)]
+            print(f"{size}, {kind}: {len(values)}, over the median of {median:.1f} ms: "
+                  f"p50 {p[49]:.1f}, p90 {p[89]:.1f}, p99 {p[98]:.1f} ms")
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("models", nargs="+")
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--switch", type=int, metavar="N", help="switch the size after every N tokens of one answer")
+    p.add_argument("--tokens", type=int, default=600, help="of that answer")
     a = p.parse_args()
     for model in a.models:
+        if a.switch:
+            switch(model, a.threads, a.switch, a.tokens)
+            continue
         runs = [start(model, a.threads) for _ in range(a.rounds)]
         print(model, {key: round(statistics.median(run[key] for run in runs), 1) for key in runs[0]})
 

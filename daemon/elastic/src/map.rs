@@ -24,6 +24,10 @@ use crate::fault;
 /// Bytes that are read ahead with one call. Linux reads no more than the disk's `read_ahead_kb` or its
 /// largest transfer, whichever is more, and silently drops the rest of what it is asked for.
 const AHEAD: usize = 128 << 10;
+/// Bytes that are looked at together before: asking for what is there makes the system search for every page.
+const LOOK: usize = 2 << 20;
+/// Where the system tells which pages of this process are in memory.
+const PAGEMAP: &str = "/proc/self/pagemap";
 
 /// A mapped file.
 pub struct Mapping {
@@ -122,16 +126,28 @@ impl Mapping {
         }
     }
 
-    /// Has the system read these ranges ahead, for as long as `go_on` says so. Returns before all of it
-    /// is there, but a slow disk makes it wait.
+    /// Has the system read these ranges ahead, where they are not in memory, for as long as `go_on` says
+    /// so. Returns before all of it is there, but a slow disk makes it wait.
     pub fn read_ahead(&self, ranges: &[Range<usize>], go_on: &dyn Fn() -> bool) {
+        let pagemap = File::open(PAGEMAP).ok();
+        let there = |part: &Range<usize>| {
+            let pages = pagemap.as_ref().and_then(|pagemap| self.pages(pagemap, part).ok());
+            pages.is_some_and(|(there, all)| there == all)
+        };
         for range in ranges {
             let end = range.end.min(self.map.len());
-            for start in (range.start..end).step_by(AHEAD) {
-                if !go_on() {
-                    return;
+            for first in (range.start..end).step_by(LOOK) {
+                let part = first..end.min(first + LOOK);
+                if there(&part) {
+                    continue;
                 }
-                let _ = self.map.advise_range(Advice::WillNeed, start, AHEAD.min(end - start));
+                for start in part.clone().step_by(AHEAD) {
+                    if !go_on() {
+                        return;
+                    }
+                    let len = AHEAD.min(part.end - start);
+                    let _ = self.map.advise_range(Advice::WillNeed, start, len);
+                }
             }
         }
     }
@@ -146,25 +162,30 @@ impl Mapping {
 
     /// Bytes of these ranges that are in memory and mapped here, in whole pages.
     pub fn resident(&self, ranges: &[Range<usize>]) -> std::io::Result<u64> {
-        let pagemap = File::open("/proc/self/pagemap")?;
-        let page = page_size();
-        let mut entries = vec![0_u8; 8 * 4096];
+        let pagemap = File::open(PAGEMAP)?;
         let mut resident = 0;
         for range in ranges {
-            let base = self.map.as_ptr() as usize;
-            let mut at = (base + range.start) / page;
-            let end = (base + range.end.min(self.map.len())).div_ceil(page);
-            while at < end {
-                let count = (end - at).min(4096);
-                let buffer = entries.get_mut(..8 * count).unwrap_or_default();
-                pagemap.read_exact_at(buffer, 8 * at as u64)?;
-                // Bit 63 says that the page is in memory.
-                let present = buffer.chunks_exact(8).filter(|entry| entry.last() >= Some(&0x80));
-                resident += (present.count() * page) as u64;
-                at += count;
-            }
+            resident += (self.pages(&pagemap, range)?.0 * page_size()) as u64;
         }
         Ok(resident)
+    }
+
+    /// The pages of a range that are in memory and mapped here, and all of them.
+    fn pages(&self, pagemap: &File, range: &Range<usize>) -> std::io::Result<(usize, usize)> {
+        let page = page_size();
+        let base = self.map.as_ptr() as usize;
+        let first = (base + range.start) / page;
+        let end = (base + range.end.min(self.map.len())).div_ceil(page);
+        let mut entries = [0_u8; 8 * 512];
+        let mut there = 0;
+        for at in (first..end).step_by(512) {
+            let count = (end - at).min(512);
+            let buffer = entries.get_mut(..8 * count).unwrap_or_default();
+            pagemap.read_exact_at(buffer, 8 * at as u64)?;
+            // Bit 63 says that the page is in memory.
+            there += buffer.chunks_exact(8).filter(|entry| entry.last() >= Some(&0x80)).count();
+        }
+        Ok((there, end.saturating_sub(first)))
     }
 
     /// The pages that lie wholly in a range.

@@ -25,6 +25,7 @@ use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use self::lead::Lead;
+pub use self::place::stand_back;
 
 /// How long a thread looks for work before it sleeps. Between two products of a token pass 5 to 20
 /// microseconds, and waking a thread takes about 50.

@@ -1,4 +1,4 @@
-//! How many threads there are, where they run, and who goes before them.
+//! How many threads there are, where they run, and who goes before whom.
 
 use std::io;
 
@@ -14,6 +14,14 @@ pub(super) fn threads(settings: &Settings) -> io::Result<usize> {
     let usable = std::thread::available_parallelism()?.get();
     // A list may name cores that this board does not have.
     Ok(if settings.cores.is_empty() { usable } else { settings.cores.len().min(usable) })
+}
+
+/// Puts the calling thread behind all others, for as long as it lives: what it does can wait for an idle core.
+pub fn stand_back() {
+    // SAFETY: a system call with plain numbers. On Linux 0 is the calling thread alone.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, 19);
+    }
 }
 
 /// Gives the calling thread, which has just begun, its core and its nice value. Both are wishes: a core

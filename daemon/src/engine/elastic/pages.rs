@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nestd_elastic::model::Model;
+use nestd_elastic::pool::stand_back;
 use nestd_elastic::sizes::Slice;
 
 /// How long a size is in use before the memory of what it does not read is given back: bringing it in
@@ -80,7 +81,13 @@ impl Pages {
     fn spawn(&self, name: &str, work: impl FnOnce(&Model) + Send + 'static) {
         let model = Arc::clone(&self.model);
         let thread = std::thread::Builder::new().name(name.into());
-        if let Err(error) = thread.spawn(move || work(&model)) {
+        // It goes through hundreds of thousands of pages, which takes tens of milliseconds of a core, while a
+        // token is computed.
+        let work = move || {
+            stand_back();
+            work(&model);
+        };
+        if let Err(error) = thread.spawn(work) {
             tracing::warn!(%error, thread = name, "memory is not looked after");
         }
     }
