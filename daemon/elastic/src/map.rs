@@ -138,12 +138,13 @@ impl Mapping {
             let end = range.end.min(self.map.len());
             for first in (range.start..end).step_by(LOOK) {
                 let part = first..end.min(first + LOOK);
-                if there(&part) {
-                    continue;
-                }
+                let there = there(&part);
                 for start in part.clone().step_by(AHEAD) {
                     if !go_on() {
                         return;
+                    }
+                    if there {
+                        break;
                     }
                     let len = AHEAD.min(part.end - start);
                     let _ = self.map.advise_range(Advice::WillNeed, start, len);

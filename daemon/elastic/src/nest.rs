@@ -54,11 +54,17 @@ pub fn write(from: &Path, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Resu
         // What was copied while the file changed is void.
         .and_then(|()| model.check())
         .and_then(|()| ladder::copy_table(from, to))
-        .and_then(|()| fs::rename(&part, to).map_err(io));
+        .and_then(|()| fs::rename(&part, to).and_then(|()| sync_folder(to)).map_err(io));
     if written.is_err() {
         let _ = fs::remove_file(&part);
     }
     written
+}
+
+/// Has a file's name on the disk too: whoever wrote a copy may remove the original.
+fn sync_folder(file: &Path) -> io::Result<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// For each layer the columns of the narrowest size that keeps it, where those are not all.

@@ -73,6 +73,9 @@ impl Pages {
         let turn = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
         let (asked, slice) = (Arc::clone(&self.asked), slice.clone());
         self.spawn("nestd-ahead", move |model| {
+            // It goes through hundreds of thousands of pages, which takes tens of milliseconds of a core,
+            // while a token is computed. Memory that is given back cannot wait like that.
+            stand_back();
             let go_on = || asked.load(Ordering::Relaxed) == turn;
             model.map().read_ahead(&model.needed(&slice), &go_on);
         });
@@ -81,13 +84,7 @@ impl Pages {
     fn spawn(&self, name: &str, work: impl FnOnce(&Model) + Send + 'static) {
         let model = Arc::clone(&self.model);
         let thread = std::thread::Builder::new().name(name.into());
-        // It goes through hundreds of thousands of pages, which takes tens of milliseconds of a core, while a
-        // token is computed.
-        let work = move || {
-            stand_back();
-            work(&model);
-        };
-        if let Err(error) = thread.spawn(work) {
+        if let Err(error) = thread.spawn(move || work(&model)) {
             tracing::warn!(%error, thread = name, "memory is not looked after");
         }
     }
