@@ -7,8 +7,11 @@
 
 mod file;
 
+use std::ops::Range;
+
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::kernels::{Cached, Head};
 
 /// Rows of a ring beyond the window: the most tokens of one sequence in one step, and the most that a
 /// sequence can be cut back by once it has outgrown the window.
@@ -208,9 +211,28 @@ impl Cache {
     pub fn row(&self, position: usize) -> usize {
         position % self.rows.max(1)
     }
+
+    /// These columns of the keys and of the values at these positions; None if they are not all there.
+    pub fn heads(
+        &self,
+        width: usize,
+        columns: Range<usize>,
+        positions: Range<usize>,
+    ) -> Option<[Head<'_>; 2]> {
+        let head = |rows| Head::new(rows, width, columns.clone(), self.rows, positions.clone());
+        Some([head(self.keys.cached())?, head(self.values.cached())?])
+    }
 }
 
 impl Rows {
+    fn cached(&self) -> Cached<'_> {
+        match self {
+            Self::F32(values) => Cached::F32(values),
+            Self::F16(values) => Cached::F16(values),
+            Self::Q8_0(bytes) => Cached::Q8_0(bytes),
+        }
+    }
+
     fn copy_row(&mut self, row: usize, from: &Self, from_row: usize, width: usize) {
         fn copy<T: Copy>(to: &mut [T], row: usize, from: &[T], from_row: usize, len: usize) {
             let to = to.get_mut(row * len..(row + 1) * len);

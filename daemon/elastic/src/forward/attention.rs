@@ -1,11 +1,9 @@
 //! Attention: norms and rotary positions of queries and keys, the caches, and the weighted values.
 
-use std::ops::Range;
-
 use half::slice::HalfBitsSliceExt as _;
 
 use super::{Part, Product, Step, math, multiply};
-use crate::kernels::{self, Kernels, Out};
+use crate::kernels::{self, Head, Kernels, Out};
 use crate::kv::{Cache, Rows};
 use crate::model::{KeyValue, Layer};
 use crate::tensor::Kind;
@@ -53,20 +51,24 @@ impl Step<'_> {
         let source = config.kv_source(index);
         let caches: Vec<Option<&Cache>> =
             parts.iter().map(|part| part.sequence.cache(source)).collect();
+        // Query heads that share a head of the cache go together, unless that leaves threads idle.
+        let group = heads / config.kv_heads;
+        let most = (rows * heads).div_ceil(self.pool.threads());
+        let together = (1..=group).rev().find(|some| group.is_multiple_of(*some) && *some <= most);
+        let together = together.unwrap_or(1);
         let (q, metas) = (&self.s.q, &self.s.rows);
         let out = self.s.input.values_mut(rows, query);
-        self.pool.rows(out, dim, |piece, out| {
-            let (row, head) = (piece / heads, piece % heads);
+        self.pool.rows(out, together * dim, |piece, out| {
+            let (row, head) = (piece * together / heads, piece * together % heads);
             let Some(meta) = metas.get(row) else { return };
             let Some(cache) = caches.get(meta.part).copied().flatten() else { return };
             let first = if full { 0 } else { (meta.position + 1).saturating_sub(config.window) };
-            let head = Head {
-                kernels,
-                cache,
-                width: config.kv_width(),
-                at: head / (heads / config.kv_heads) * dim,
-            };
-            head.attend(math::row(q, piece, dim), first..meta.position + 1, out);
+            let at = head / group * dim;
+            let columns = at..at + dim;
+            let heads = cache.heads(config.kv_width(), columns, first..meta.position + 1);
+            if let Some([keys, values]) = heads {
+                attend(kernels, math::row(q, piece, together * dim), &keys, &values, out);
+            }
         });
         self.s.input.quantize(kernels);
         let hidden = config.hidden;
@@ -80,65 +82,20 @@ impl Step<'_> {
     }
 }
 
-/// A key and value head of one cache.
-struct Head<'c> {
-    kernels: &'static Kernels,
-    cache: &'c Cache,
-    /// Values of a cache's row.
-    width: usize,
-    /// Where in the row the head begins.
-    at: usize,
-}
-
-impl Head<'_> {
-    /// The values at these positions, weighted by how well their keys fit the query. The scale is 1,
-    /// because queries and keys are normed.
-    fn attend(&self, q: &[f32], positions: Range<usize>, out: &mut [f32]) {
-        let rows = || positions.clone().map(|position| self.cache.row(position));
-        let mut scores: Vec<f32> = rows().map(|row| self.score(q, row)).collect();
-        let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum = self.kernels.exp_sub_sum(&mut scores, highest);
-        out.fill(0.0);
-        for (row, score) in rows().zip(&scores) {
-            self.add(out, score / sum, row);
-        }
-    }
-
-    fn score(&self, q: &[f32], row: usize) -> f32 {
-        match &self.cache.keys {
-            Rows::F32(keys) => self.kernels.dot(q, self.part(keys, row, q.len())),
-            Rows::F16(keys) => {
-                self.kernels.dot_f16(q, self.part(keys, row, q.len()).reinterpret_cast())
-            }
-            Rows::Q8_0(keys) => self.kernels.dot_q8_0(q, self.blocks(keys, row, q.len())),
-        }
-    }
-
-    fn add(&self, out: &mut [f32], weight: f32, row: usize) {
-        match &self.cache.values {
-            Rows::F32(values) => {
-                math::add_scaled(out, weight, self.part(values, row, out.len()));
-            }
-            Rows::F16(values) => {
-                let values = self.part(values, row, out.len());
-                self.kernels.add_scaled_f16(out, weight, values.reinterpret_cast());
-            }
-            Rows::Q8_0(values) => {
-                let values = self.blocks(values, row, out.len());
-                self.kernels.add_scaled_q8_0(out, weight, values);
-            }
-        }
-    }
-
-    fn part<'v, T>(&self, values: &'v [T], row: usize, len: usize) -> &'v [T] {
-        let start = row * self.width + self.at;
-        values.get(start..start + len).unwrap_or_default()
-    }
-
-    fn blocks<'v>(&self, bytes: &'v [u8], row: usize, len: usize) -> &'v [u8] {
-        let bytes_of = |values: usize| values / 32 * 34;
-        let start = row * bytes_of(self.width) + bytes_of(self.at);
-        bytes.get(start..start + bytes_of(len)).unwrap_or_default()
+/// The values, weighted for each query by how well their keys fit it. The scale is 1, because queries
+/// and keys are normed.
+fn attend(kernels: &Kernels, queries: &[f32], keys: &Head<'_>, values: &Head<'_>, out: &mut [f32]) {
+    let (dim, len) = (keys.dim(), keys.len());
+    let mut scores = vec![0.0; queries.len() / dim * len];
+    kernels.scores(queries, keys, &mut scores);
+    let sums = scores.chunks_exact_mut(len).map(|scores| {
+        let highest = math::highest(scores);
+        kernels.exp_sub_sum(scores, highest)
+    });
+    let sums: Vec<f32> = sums.collect();
+    kernels.blend(&scores, values, out);
+    for (out, sum) in out.chunks_exact_mut(dim).zip(sums) {
+        math::scale(out, 1.0 / sum);
     }
 }
 

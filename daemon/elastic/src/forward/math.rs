@@ -100,6 +100,17 @@ pub fn soft_cap(values: &mut [f32], cap: f32, kernels: &Kernels) {
     }
 }
 
+/// The greatest value; NaN counts as none.
+pub fn highest(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for values in values.chunks(16) {
+        for (most, value) in lanes.iter_mut().zip(values) {
+            *most = if *value > *most { *value } else { *most };
+        }
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
+
 /// What the router makes of a row: `tanh` of its products with the normed row divided by its length.
 pub fn router(values: &[f32], norm: &[f32], weights: &[f32], eps: f32) -> Vec<f32> {
     let scale = 1.0 / (mean_square(values) + eps).sqrt() / values.len() as f32;

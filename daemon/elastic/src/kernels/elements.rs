@@ -1,5 +1,5 @@
-//! What is done with activations one by one, for any instruction set: int8 copies, dot products and
-//! sums over a KV cache row, the activation function, softmax.
+//! What is done with activations one by one, for any instruction set: int8 copies, half floats, the
+//! activation function, softmax.
 
 #![allow(unsafe_code, reason = "vector loads and stores, lengths checked at entry")]
 #![allow(clippy::inline_always, reason = "must take on the caller's target features")]
@@ -52,108 +52,6 @@ pub(super) unsafe fn quantize<L: Lanes>(
             *sum = by * total[0].wrapping_add(total[1]) as f32;
             for (half, total) in halves.iter_mut().zip(total) {
                 *half = by * total as f32;
-            }
-        }
-    }
-}
-
-/// Adds up products over two rows of floats, `load` giving `b`'s.
-#[inline(always)]
-unsafe fn dot_with<L: Lanes>(
-    a: &[f32],
-    b: *const u8,
-    bytes: usize,
-    load: unsafe fn(*const u8) -> L::F,
-) -> (f32, usize) {
-    // SAFETY: the caller has as many elements of `bytes` bytes in `b` as there are in `a`.
-    unsafe {
-        let mut acc = [L::splat(0.0); 4];
-        let mut i = 0;
-        while i + 4 * L::N <= a.len() {
-            for (j, acc) in acc.iter_mut().enumerate() {
-                let at = i + j * L::N;
-                *acc = L::fma(L::load(a.as_ptr().add(at)), load(b.add(at * bytes)), *acc);
-            }
-            i += 4 * L::N;
-        }
-        while i + L::N <= a.len() {
-            acc[0] = L::fma(L::load(a.as_ptr().add(i)), load(b.add(i * bytes)), acc[0]);
-            i += L::N;
-        }
-        (L::sum(L::add(L::add(acc[0], acc[1]), L::add(acc[2], acc[3]))), i)
-    }
-}
-
-#[inline(always)]
-unsafe fn load_f32<L: Lanes>(p: *const u8) -> L::F {
-    // SAFETY: any alignment will do.
-    unsafe { L::load(p.cast()) }
-}
-
-#[inline(always)]
-pub(super) unsafe fn dot<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
-    let len = a.len().min(b.len());
-    // SAFETY: both have `len` elements.
-    let (sum, done) = unsafe { dot_with::<L>(&a[..len], b.as_ptr().cast(), 4, load_f32::<L>) };
-    sum + scalar::dot(&a[done..len], &b[done..len])
-}
-
-#[inline(always)]
-pub(super) unsafe fn dot_f16<L: Lanes>(a: &[f32], b: &[f16]) -> f32 {
-    let len = a.len().min(b.len());
-    // SAFETY: both have `len` elements.
-    let (sum, done) = unsafe { dot_with::<L>(&a[..len], b.as_ptr().cast(), 2, L::load_f16) };
-    sum + scalar::dot_f16(&a[done..len], &b[done..len])
-}
-
-#[inline(always)]
-pub(super) unsafe fn dot_q8_0<L: Lanes>(a: &[f32], b: &[u8]) -> f32 {
-    // SAFETY: 32 values and a block of 34 bytes each time.
-    unsafe {
-        let mut total = L::splat(0.0);
-        for (a, b) in a.chunks_exact(32).zip(b.chunks_exact(34)) {
-            let mut acc = L::splat(0.0);
-            for i in (0..32).step_by(L::N) {
-                acc = L::fma(L::load(a.as_ptr().add(i)), L::load_i8(b.as_ptr().add(2 + i)), acc);
-            }
-            total = L::fma(acc, block_scale::<L>(b.as_ptr()), total);
-        }
-        L::sum(total)
-    }
-}
-
-/// The scale of a `Q8_0` block in every lane.
-#[inline(always)]
-unsafe fn block_scale<L: Lanes>(block: *const u8) -> L::F {
-    // SAFETY: a block begins with a half float.
-    unsafe { L::from_f16(L::splat_i(i32::from(block.cast::<u16>().read_unaligned()))) }
-}
-
-#[inline(always)]
-pub(super) unsafe fn add_scaled_f16<L: Lanes>(acc: &mut [f32], scale: f32, v: &[f16]) {
-    let len = acc.len().min(v.len());
-    let mut i = 0;
-    // SAFETY: both have `len` elements.
-    unsafe {
-        let by = L::splat(scale);
-        while i + L::N <= len {
-            let to = acc.as_mut_ptr().add(i);
-            L::store(to, L::fma(by, L::load_f16(v.as_ptr().add(i).cast()), L::load(to)));
-            i += L::N;
-        }
-    }
-    scalar::add_scaled_f16(&mut acc[i..len], scale, &v[i..len]);
-}
-
-#[inline(always)]
-pub(super) unsafe fn add_scaled_q8_0<L: Lanes>(acc: &mut [f32], scale: f32, v: &[u8]) {
-    // SAFETY: 32 values and a block of 34 bytes each time.
-    unsafe {
-        for (acc, v) in acc.chunks_exact_mut(32).zip(v.chunks_exact(34)) {
-            let by = L::mul(L::splat(scale), block_scale::<L>(v.as_ptr()));
-            for i in (0..32).step_by(L::N) {
-                let to = acc.as_mut_ptr().add(i);
-                L::store(to, L::fma(by, L::load_i8(v.as_ptr().add(2 + i)), L::load(to)));
             }
         }
     }

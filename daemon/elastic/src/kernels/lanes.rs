@@ -131,7 +131,8 @@ macro_rules! table {
             use half::f16;
 
             use crate::kernels::{
-                Columns, Kernels, Out, Rows, Window, elements, pack, product, rows, sparse,
+                Columns, Head, Kernels, Out, Rows, Window, attention, elements, pack, product, rows,
+                sparse,
             };
             use crate::tensor::Matrix;
 
@@ -145,11 +146,8 @@ macro_rules! table {
                 fn q5_k(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q5K>;
                 fn q6_k(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q6K>;
                 fn quantize(values: &[f32], q: &mut [i8], scales: &mut [f32], sums: &mut [f32], halves: &mut [f32]) = elements::quantize::<$lanes>;
-                fn dot(a: &[f32], b: &[f32]) -> f32 = elements::dot::<$lanes>;
-                fn dot_f16(a: &[f32], b: &[f16]) -> f32 = elements::dot_f16::<$lanes>;
-                fn dot_q8_0(a: &[f32], b: &[u8]) -> f32 = elements::dot_q8_0::<$lanes>;
-                fn add_scaled_f16(acc: &mut [f32], scale: f32, v: &[f16]) = elements::add_scaled_f16::<$lanes>;
-                fn add_scaled_q8_0(acc: &mut [f32], scale: f32, v: &[u8]) = elements::add_scaled_q8_0::<$lanes>;
+                fn scores(queries: &[f32], keys: &Head<'_>, out: &mut [f32]) = attention::scores::<$lanes>;
+                fn blend(weights: &[f32], values: &Head<'_>, out: &mut [f32]) = attention::blend::<$lanes>;
                 fn to_f16(values: &[f32], out: &mut [f16]) = elements::to_f16::<$lanes>;
                 fn gelu_times(gate: &mut [f32], up: &[f32]) = elements::gelu_times::<$lanes>;
                 fn exp_sub_sum(values: &mut [f32], max: f32) -> f32 = elements::exp_sub_sum::<$lanes>;
@@ -166,11 +164,8 @@ macro_rules! table {
                 q5_k,
                 q6_k,
                 quantize,
-                dot,
-                dot_f16,
-                dot_q8_0,
-                add_scaled_f16,
-                add_scaled_q8_0,
+                scores,
+                blend,
                 to_f16,
                 gelu_times,
                 exp_sub_sum,

@@ -6,7 +6,7 @@
 //! | `input` | activations with their int8 copies |
 //! | `scalar` | every kernel in plain Rust: the reference, and for CPUs without the instructions |
 //! | `lanes` | the vector operations that the fast kernels are written in |
-//! | `product`, `rows`, `elements` | the fast kernels for quantized matrices, float matrices, activations |
+//! | `product`, `rows`, `attention`, `elements` | the fast kernels for quantized matrices, float matrices, KV caches, activations |
 //! | `single` | the product of a quantized matrix with one token |
 //! | `columns`, `sparse` | a matrix by columns, and its product with few inputs |
 //! | `pack` | the blocks of quantized kinds, unpacked for `product` |
@@ -16,6 +16,7 @@
 
 #![allow(unsafe_code, reason = "calls kernels whose CPU features were checked")]
 
+mod attention;
 mod blocks;
 mod columns;
 mod elements;
@@ -43,6 +44,7 @@ use std::sync::OnceLock;
 
 use half::f16;
 
+pub use attention::{Cached, Head};
 pub use blocks::{dequantize, quantize};
 pub use columns::Columns;
 pub use input::{Input, Window};
@@ -51,6 +53,7 @@ use crate::tensor::{Kind, Matrix};
 
 type Product = unsafe fn(&Matrix<'_>, Rows<'_>, Window<'_>, &Out<'_>);
 type Sparse = unsafe fn(&Columns<'_>, Range<usize>, &[(u32, f32)], *mut f32);
+type Attention = unsafe fn(&[f32], &Head<'_>, &mut [f32]);
 type Quantize = unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32]);
 
 /// A table of kernels for one instruction set. Tables are only handed out where this CPU has it.
@@ -65,11 +68,8 @@ pub struct Kernels {
     q5_k: Product,
     q6_k: Product,
     quantize: Quantize,
-    dot: unsafe fn(&[f32], &[f32]) -> f32,
-    dot_f16: unsafe fn(&[f32], &[f16]) -> f32,
-    dot_q8_0: unsafe fn(&[f32], &[u8]) -> f32,
-    add_scaled_f16: unsafe fn(&mut [f32], f32, &[f16]),
-    add_scaled_q8_0: unsafe fn(&mut [f32], f32, &[u8]),
+    scores: Attention,
+    blend: Attention,
     to_f16: unsafe fn(&[f32], &mut [f16]),
     gelu_times: unsafe fn(&mut [f32], &[f32]),
     exp_sub_sum: unsafe fn(&mut [f32], f32) -> f32,
@@ -236,37 +236,30 @@ impl Kernels {
         unsafe { (self.quantize)(values, q, scales, sums, halves) }
     }
 
-    /// The dot product over the shorter length.
-    #[must_use]
-    pub fn dot(&self, a: &[f32], b: &[f32]) -> f32 {
-        // SAFETY: this table was handed out, so the CPU has its features.
-        unsafe { (self.dot)(a, b) }
+    /// out[q][i] = queries[q] . keys[i], for whole rows of queries: how well each fits the head's keys.
+    ///
+    /// Nothing is written where sizes do not fit.
+    pub fn scores(&self, queries: &[f32], keys: &Head<'_>, out: &mut [f32]) {
+        let (count, rest) = (queries.len() / keys.dim(), queries.len() % keys.dim());
+        let fits = rest == 0 && out.len() == count * keys.len();
+        debug_assert!(fits, "scores of {} values with {keys:?}", queries.len());
+        if fits {
+            // SAFETY: this table was handed out, so the CPU has its features; sizes fit.
+            unsafe { (self.scores)(queries, keys, out) }
+        }
     }
 
-    /// The dot product over the shorter length.
-    #[must_use]
-    pub fn dot_f16(&self, a: &[f32], b: &[f16]) -> f32 {
-        // SAFETY: this table was handed out, so the CPU has its features.
-        unsafe { (self.dot_f16)(a, b) }
-    }
-
-    /// The dot product with `Q8_0` blocks, over as many whole blocks as both have.
-    #[must_use]
-    pub fn dot_q8_0(&self, a: &[f32], b: &[u8]) -> f32 {
-        // SAFETY: this table was handed out, so the CPU has its features.
-        unsafe { (self.dot_q8_0)(a, b) }
-    }
-
-    /// acc += scale v, over the shorter length.
-    pub fn add_scaled_f16(&self, acc: &mut [f32], scale: f32, v: &[f16]) {
-        // SAFETY: this table was handed out, so the CPU has its features.
-        unsafe { (self.add_scaled_f16)(acc, scale, v) }
-    }
-
-    /// acc += scale v with `Q8_0` blocks, over as many whole blocks as both have.
-    pub fn add_scaled_q8_0(&self, acc: &mut [f32], scale: f32, v: &[u8]) {
-        // SAFETY: this table was handed out, so the CPU has its features.
-        unsafe { (self.add_scaled_q8_0)(acc, scale, v) }
+    /// out[q] = sum over i of weights[q][i] values[i], for whole rows of `out`.
+    ///
+    /// Nothing is written where sizes do not fit.
+    pub fn blend(&self, weights: &[f32], values: &Head<'_>, out: &mut [f32]) {
+        let (count, rest) = (out.len() / values.dim(), out.len() % values.dim());
+        let fits = rest == 0 && weights.len() == count * values.len();
+        debug_assert!(fits, "sums of {} values with {values:?}", out.len());
+        if fits {
+            // SAFETY: this table was handed out, so the CPU has its features; sizes fit.
+            unsafe { (self.blend)(weights, values, out) }
+        }
     }
 
     /// Rounds to half floats, over the shorter length.

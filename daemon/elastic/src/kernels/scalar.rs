@@ -7,7 +7,9 @@ use std::ops::Range;
 
 use half::f16;
 
+use crate::kernels::attention::{Cached, Head, Q8_0, Store, by_store};
 use crate::kernels::elements::LEAST;
+use crate::kernels::rows::{F16, F32};
 use crate::kernels::{Columns, Kernels, Out, Rows, Window, blocks};
 use crate::tensor::{Kind, Matrix};
 
@@ -25,11 +27,8 @@ pub(super) static TABLE: Kernels = Kernels {
     q5_k: product_int8,
     q6_k: product_int8,
     quantize,
-    dot,
-    dot_f16,
-    dot_q8_0,
-    add_scaled_f16,
-    add_scaled_q8_0,
+    scores,
+    blend,
     to_f16,
     gelu_times,
     exp_sub_sum,
@@ -66,7 +65,8 @@ fn product_values(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) {
         stretches(w, all.row(i), |weights, col| {
             for (token, sum) in sums.iter_mut().enumerate() {
                 let first = token * x.stride() + col;
-                *sum += dot(weights, x.values().get(first..).unwrap_or_default());
+                let values = x.values().get(first..).unwrap_or_default();
+                *sum += dot(weights.iter().copied(), values.iter().copied());
             }
         });
         for (token, sum) in sums.iter().enumerate() {
@@ -85,8 +85,7 @@ fn product_int8(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) {
                 let q = x.q().get(first..).unwrap_or_default().chunks_exact(32);
                 let scales = x.scales().get(first / 32..).unwrap_or_default();
                 for ((weights, q), scale) in weights.chunks_exact(32).zip(q).zip(scales) {
-                    *sum +=
-                        scale * dot_of(weights.iter().copied(), q.iter().map(|q| f32::from(*q)));
+                    *sum += scale * dot(weights.iter().copied(), q.iter().map(|q| f32::from(*q)));
                 }
             }
         });
@@ -154,7 +153,7 @@ fn sparse(w: &Columns<'_>, rows: Range<usize>, inputs: &[(u32, f32)], out: *mut 
 }
 
 /// Eight sums side by side, which the compiler can keep in vectors.
-fn dot_of(a: impl Iterator<Item = f32>, b: impl Iterator<Item = f32>) -> f32 {
+fn dot(a: impl Iterator<Item = f32>, b: impl Iterator<Item = f32>) -> f32 {
     let mut sums = [0.0; 8];
     for (i, (a, b)) in a.zip(b).enumerate() {
         if let Some(sum) = sums.get_mut(i % 8) {
@@ -164,41 +163,38 @@ fn dot_of(a: impl Iterator<Item = f32>, b: impl Iterator<Item = f32>) -> f32 {
     sums.iter().sum()
 }
 
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    dot_of(a.iter().copied(), b.iter().copied())
+unsafe fn scores(queries: &[f32], keys: &Head<'_>, out: &mut [f32]) {
+    // SAFETY: the caller's.
+    unsafe { by_store!(keys, scores_of<>(queries, keys, out)) }
 }
 
-pub(super) fn dot_f16(a: &[f32], b: &[f16]) -> f32 {
-    dot_of(a.iter().copied(), b.iter().map(|b| b.to_f32()))
-}
-
-/// Scale and integers of a `Q8_0` block.
-fn block_q8_0(block: &[u8]) -> (f32, impl Iterator<Item = f32>) {
-    let (scale, q) = block.split_first_chunk().unwrap_or((&[0; 2], &[]));
-    (f16::from_le_bytes(*scale).to_f32(), q.iter().map(|q| f32::from(q.cast_signed())))
-}
-
-fn dot_q8_0(a: &[f32], b: &[u8]) -> f32 {
-    let blocks = a.chunks_exact(32).zip(b.chunks_exact(34));
-    blocks
-        .map(|(a, b)| {
-            let (scale, q) = block_q8_0(b);
-            scale * dot_of(a.iter().copied(), q)
-        })
-        .sum()
-}
-
-pub(super) fn add_scaled_f16(acc: &mut [f32], scale: f32, v: &[f16]) {
-    for (acc, v) in acc.iter_mut().zip(v) {
-        *acc += scale * v.to_f32();
+unsafe fn scores_of<S: Store>(queries: &[f32], keys: &Head<'_>, out: &mut [f32]) {
+    let rows = queries.chunks_exact(keys.dim()).zip(out.chunks_exact_mut(keys.len().max(1)));
+    for (query, out) in rows {
+        for (key, out) in out.iter_mut().enumerate() {
+            let row = keys.at(key);
+            // SAFETY: a row has as many values as a query.
+            let values = (0..query.len()).map(|col| unsafe { S::one(row, col) });
+            *out = dot(query.iter().copied(), values);
+        }
     }
 }
 
-fn add_scaled_q8_0(acc: &mut [f32], scale: f32, v: &[u8]) {
-    for (acc, v) in acc.chunks_exact_mut(32).zip(v.chunks_exact(34)) {
-        let (by, q) = block_q8_0(v);
-        for (acc, q) in acc.iter_mut().zip(q) {
-            *acc += scale * by * q;
+unsafe fn blend(weights: &[f32], values: &Head<'_>, out: &mut [f32]) {
+    // SAFETY: the caller's.
+    unsafe { by_store!(values, blend_of<>(weights, values, out)) }
+}
+
+unsafe fn blend_of<S: Store>(weights: &[f32], values: &Head<'_>, out: &mut [f32]) {
+    out.fill(0.0);
+    let rows = weights.chunks_exact(values.len().max(1)).zip(out.chunks_exact_mut(values.dim()));
+    for (weights, out) in rows {
+        for (i, weight) in weights.iter().enumerate() {
+            let row = values.at(i);
+            for (col, out) in out.iter_mut().enumerate() {
+                // SAFETY: a row has as many values as `out`.
+                *out += weight * unsafe { S::one(row, col) };
+            }
         }
     }
 }
