@@ -78,7 +78,7 @@ impl Kind {
 
     /// Weights of a block.
     #[must_use]
-    pub fn block_len(self) -> usize {
+    pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
             Self::Q4_0 | Self::Q8_0 => 32,
@@ -88,7 +88,7 @@ impl Kind {
 
     /// Bytes of a block.
     #[must_use]
-    pub fn block_bytes(self) -> usize {
+    pub const fn block_bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,

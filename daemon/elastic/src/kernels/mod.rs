@@ -9,7 +9,8 @@
 //! | `product`, `rows`, `attention`, `elements` | the fast kernels for quantized matrices, float matrices, KV caches, activations |
 //! | `single` | the product of a quantized matrix with one token |
 //! | `columns`, `sparse` | a matrix by columns, and its product with few inputs |
-//! | `pack` | the blocks of quantized kinds, unpacked for `product` |
+//! | `pack` | the blocks of quantized kinds, unpacked for `product` and `single` |
+//! | `source` | where `pack` reads: a band of rows, and what is asked for ahead |
 //! | `avx512`, `avx2`, `sse41`, `neon` | those operations and the tables of kernels for one instruction set each |
 //!
 //! The forward pass takes [`Kernels::best`] once and calls its methods from the threads of its pool.
@@ -27,6 +28,7 @@ mod product;
 mod rows;
 mod scalar;
 mod single;
+mod source;
 mod sparse;
 
 #[cfg(target_arch = "x86_64")]

@@ -8,7 +8,10 @@
     reason = "small arrays of registers, indexed by counters of unrolled loops"
 )]
 
+use std::marker::PhantomData;
+
 use crate::kernels::lanes::Lanes;
+use crate::kernels::source::{Source, Words, unrolled};
 use crate::tensor::Kind;
 
 /// Columns of a stretch.
@@ -36,21 +39,68 @@ pub(super) trait Pack {
     /// a divisor of the 8 of a block, or of the 4 of a half that has its own scale.
     const SHORTS: usize = 8;
 
-    /// Unpacks one block of each row, `offset` bytes into it.
+    /// Bytes of a stretch of a row.
+    const STRETCH_BYTES: usize = Self::KIND.block_bytes() * STRETCH / Self::KIND.block_len();
+
+    /// How much greater all weights are than what they stand for; None where each scale comes with a
+    /// minimum.
+    #[inline(always)]
+    fn offset<L: Lanes>() -> Option<f32> {
+        None
+    }
+
+    /// Unpacks a stretch of each row, `offset` bytes into it.
     ///
     /// # Safety
     /// As for `product`; the rows have those bytes.
-    unsafe fn unpack<L: Lanes>(rows: *const *const u8, offset: usize, to: &mut impl Sink<L>);
+    unsafe fn stretch<L: Lanes>(rows: &mut Source, offset: usize, to: &mut impl Sink<L>);
+
+    /// Unpacks one block of each row as the `number`-th of a stretch of which the rows have not got all.
+    /// Only for kinds whose blocks have 32 columns; the others have stretches alone.
+    ///
+    /// # Safety
+    /// As for `stretch`.
+    #[inline(always)]
+    unsafe fn block<L: Lanes>(
+        _rows: &mut Source,
+        _offset: usize,
+        _number: usize,
+        _to: &mut impl Sink<L>,
+    ) {
+    }
 }
 
-/// Where unpacked weights go. Blocks are of 32 columns, counted from the first that was unpacked.
+/// Unpacks so many blocks of 32 columns of each row: a stretch, or what is left of the rows.
+///
+/// # Safety
+/// As for `Pack::stretch`.
+#[inline(always)]
+pub(super) unsafe fn unpack<L: Lanes, P: Pack>(
+    rows: &mut Source,
+    offset: usize,
+    blocks: usize,
+    to: &mut impl Sink<L>,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        if blocks == BLOCKS {
+            return P::stretch::<L>(rows, offset, to);
+        }
+        for number in 0..blocks {
+            P::block::<L>(rows, offset + number * P::KIND.block_bytes(), number, to);
+        }
+    }
+}
+
+/// Where unpacked weights go. Blocks are of 32 columns, counted from the beginning of the stretch.
 pub(super) trait Sink<L: Lanes> {
-    /// What one unit of the weights stands for, and what one unit of the activations takes away; of all
-    /// columns of a block (`half` is 0), or of the 16 of a half. Comes before the weights.
+    /// What one unit of the weights stands for, and what one unit of the activations takes away if
+    /// that is not the scale times the kind's offset; of all columns of a block (`half` is 0), or of the
+    /// 16 of a half. Comes before the weights.
     ///
     /// # Safety
     /// As for `product`.
-    unsafe fn scale(&mut self, block: usize, half: usize, scale: L::F, minimum: L::F);
+    unsafe fn scale(&mut self, block: usize, half: usize, scale: L::F, minimum: Option<L::F>);
 
     /// The weights of 16 columns; the second half of a block comes after its first.
     ///
@@ -60,19 +110,30 @@ pub(super) trait Sink<L: Lanes> {
 }
 
 /// Puts blocks into a tile.
-pub(super) struct Tiling<L: Lanes> {
-    pub(super) tile: *mut Tile<L>,
-    /// The block of the tile where the first goes.
-    pub(super) first: usize,
+pub(super) struct Tiling<L: Lanes, P: Pack> {
+    tile: *mut Tile<L>,
+    pack: PhantomData<P>,
 }
 
-impl<L: Lanes> Sink<L> for Tiling<L> {
+impl<L: Lanes, P: Pack> Tiling<L, P> {
+    /// # Safety
+    /// A tile lies there as long as this is used.
+    pub(super) unsafe fn new(tile: *mut Tile<L>) -> Self {
+        Self { tile, pack: PhantomData }
+    }
+}
+
+impl<L: Lanes, P: Pack> Sink<L> for Tiling<L, P> {
     #[inline(always)]
-    unsafe fn scale(&mut self, block: usize, half: usize, scale: L::F, minimum: L::F) {
-        // SAFETY: whoever made it has a tile there with those blocks.
+    unsafe fn scale(&mut self, block: usize, half: usize, scale: L::F, minimum: Option<L::F>) {
+        // SAFETY: the tile has those blocks.
         unsafe {
-            (*self.tile).scales[self.first + block][half] = scale;
-            (*self.tile).minima[self.first + block][half] = minimum;
+            let minimum = match (minimum, P::offset::<L>()) {
+                (Some(minimum), _) => minimum,
+                (None, offset) => L::mul(scale, L::splat(offset.unwrap_or(0.0))),
+            };
+            (*self.tile).scales[block][half] = scale;
+            (*self.tile).minima[block][half] = minimum;
         }
     }
 
@@ -80,7 +141,7 @@ impl<L: Lanes> Sink<L> for Tiling<L> {
     unsafe fn weights(&mut self, block: usize, half: usize, weights: [L::I; 4]) {
         // SAFETY: as above.
         unsafe {
-            let to = &raw mut (*self.tile).weights[self.first + block];
+            let to = &raw mut (*self.tile).weights[block];
             for k in 0..4 {
                 (*to)[4 * half + k] = weights[k];
             }
@@ -100,16 +161,53 @@ impl Pack for Q4_0 {
     const KIND: Kind = Kind::Q4_0;
 
     #[inline(always)]
-    unsafe fn unpack<L: Lanes>(rows: *const *const u8, offset: usize, to: &mut impl Sink<L>) {
+    fn offset<L: Lanes>() -> Option<f32> {
+        Some(8.0)
+    }
+
+    #[inline(always)]
+    unsafe fn stretch<L: Lanes>(rows: &mut Source, offset: usize, to: &mut impl Sink<L>) {
+        // SAFETY: eight blocks of 18 bytes; the caller vouches for the rest.
+        unsafe {
+            let mut words = Words::<L>::new(rows, offset);
+            unrolled!(for pair in [0 1 2 3] {
+                // The second block begins where the last word of the first has its middle.
+                let mut word = words.next();
+                let scale = L::and(word, L::splat_i(0xffff));
+                let weights = words.four_from_middle(&mut word);
+                nibbles(2 * pair, scale, weights, to);
+                let scale = L::shr(word, 16);
+                let weights = words.four();
+                nibbles(2 * pair + 1, scale, weights, to);
+            });
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn block<L: Lanes>(
+        rows: &mut Source,
+        offset: usize,
+        number: usize,
+        to: &mut impl Sink<L>,
+    ) {
         // SAFETY: a block is 18 bytes; the caller vouches for the rest.
         unsafe {
-            let nibbles = L::splat_i(NIBBLES);
-            let scale = L::from_f16(L::gather_u16(rows, offset));
-            to.scale(0, 0, scale, L::mul(scale, L::splat(8.0)));
-            let packed = L::gather(rows, offset + 2);
-            to.weights(0, 0, packed.map(|w| L::and(w, nibbles)));
-            to.weights(0, 1, packed.map(|w| L::and(L::shr(w, 4), nibbles)));
+            let scale = rows.gather_u16::<L>(offset);
+            nibbles(number, scale, rows.gather::<L>(offset + 2), to);
         }
+    }
+}
+
+/// A block of `Q4_0`.
+#[inline(always)]
+unsafe fn nibbles<L: Lanes>(number: usize, scale: L::I, packed: [L::I; 4], to: &mut impl Sink<L>) {
+    // SAFETY: the caller's.
+    unsafe {
+        let nibbles = L::splat_i(NIBBLES);
+        let scale = L::from_f16(scale);
+        to.scale(number, 0, scale, None);
+        to.weights(number, 0, packed.map(|w| L::and(w, nibbles)));
+        to.weights(number, 1, packed.map(|w| L::and(L::shr(w, 4), nibbles)));
     }
 }
 
@@ -117,20 +215,61 @@ impl Pack for Q8_0 {
     const KIND: Kind = Kind::Q8_0;
     const WIDE: bool = true;
 
+    /// As unsigned bytes the weights are 128 greater.
     #[inline(always)]
-    unsafe fn unpack<L: Lanes>(rows: *const *const u8, offset: usize, to: &mut impl Sink<L>) {
+    fn offset<L: Lanes>() -> Option<f32> {
+        Some(if L::SIGNED { 0.0 } else { 128.0 })
+    }
+
+    #[inline(always)]
+    unsafe fn stretch<L: Lanes>(rows: &mut Source, offset: usize, to: &mut impl Sink<L>) {
+        // SAFETY: eight blocks of 34 bytes; the caller vouches for the rest.
+        unsafe {
+            let mut words = Words::<L>::new(rows, offset);
+            unrolled!(for pair in [0 1 2 3] {
+                let mut word = words.next();
+                let scale = L::and(word, L::splat_i(0xffff));
+                let weights =
+                    [words.four_from_middle(&mut word), words.four_from_middle(&mut word)];
+                bytes(2 * pair, scale, weights, to);
+                let scale = L::shr(word, 16);
+                let weights = [words.four(), words.four()];
+                bytes(2 * pair + 1, scale, weights, to);
+            });
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn block<L: Lanes>(
+        rows: &mut Source,
+        offset: usize,
+        number: usize,
+        to: &mut impl Sink<L>,
+    ) {
         // SAFETY: a block is 34 bytes; the caller vouches for the rest.
         unsafe {
-            // As unsigned bytes the weights are 128 greater.
-            let flip = L::splat_i(if L::SIGNED { 0 } else { 0x8080_8080_u32.cast_signed() });
-            let less = L::splat(if L::SIGNED { 0.0 } else { 128.0 });
-            let scale = L::from_f16(L::gather_u16(rows, offset));
-            to.scale(0, 0, scale, L::mul(scale, less));
-            for half in 0..2 {
-                let packed = L::gather(rows, offset + 2 + 16 * half);
-                to.weights(0, half, packed.map(|w| L::xor(w, flip)));
-            }
+            let scale = rows.gather_u16::<L>(offset);
+            let halves = [rows.gather::<L>(offset + 2), rows.gather::<L>(offset + 18)];
+            bytes(number, scale, halves, to);
         }
+    }
+}
+
+/// A block of `Q8_0`.
+#[inline(always)]
+unsafe fn bytes<L: Lanes>(
+    number: usize,
+    scale: L::I,
+    halves: [[L::I; 4]; 2],
+    to: &mut impl Sink<L>,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let flip = L::splat_i(if L::SIGNED { 0 } else { 0x8080_8080_u32.cast_signed() });
+        let scale = L::from_f16(scale);
+        to.scale(number, 0, scale, None);
+        to.weights(number, 0, halves[0].map(|w| L::xor(w, flip)));
+        to.weights(number, 1, halves[1].map(|w| L::xor(w, flip)));
     }
 }
 
@@ -145,7 +284,8 @@ unsafe fn unpack_k_scales<L: Lanes>(head: [L::I; 4], to: &mut impl Sink<L>) {
         let six = L::splat_i(63);
         let four = L::splat_i(15);
         let upper = L::splat_i(0x30);
-        for (j, shift) in [(0, 0), (1, 8), (2, 16), (3, 24)] {
+        unrolled!(for j in [0 1 2 3] {
+            let shift = [0, 8, 16, 24][j];
             let scale = L::and(L::shr(head[1], shift), six);
             let minimum = L::and(L::shr(head[2], shift), six);
             // The upper bits are bits 6 and 7 of the bytes before; here they become bits 4 and 5.
@@ -153,9 +293,10 @@ unsafe fn unpack_k_scales<L: Lanes>(head: [L::I; 4], to: &mut impl Sink<L>) {
             let last = L::shr(head[3], shift);
             let scale2 = L::or(L::and(last, four), up(head[1]));
             let minimum2 = L::or(L::and(L::shr(last, 4), four), up(head[2]));
-            to.scale(j, 0, L::mul(d, L::float(scale)), L::mul(dmin, L::float(minimum)));
-            to.scale(j + 4, 0, L::mul(d, L::float(scale2)), L::mul(dmin, L::float(minimum2)));
-        }
+            let minima = [minimum, minimum2].map(|minimum| Some(L::mul(dmin, L::float(minimum))));
+            to.scale(j, 0, L::mul(d, L::float(scale)), minima[0]);
+            to.scale(j + 4, 0, L::mul(d, L::float(scale2)), minima[1]);
+        });
     }
 }
 
@@ -163,18 +304,18 @@ impl Pack for Q4K {
     const KIND: Kind = Kind::Q4_K;
 
     #[inline(always)]
-    unsafe fn unpack<L: Lanes>(rows: *const *const u8, offset: usize, to: &mut impl Sink<L>) {
+    unsafe fn stretch<L: Lanes>(rows: &mut Source, offset: usize, to: &mut impl Sink<L>) {
         // SAFETY: a block is 144 bytes and 256 columns; the caller vouches for the rest.
         unsafe {
-            unpack_k_scales::<L>(L::gather(rows, offset), to);
+            unpack_k_scales::<L>(rows.gather::<L>(offset), to);
             let nibbles = L::splat_i(NIBBLES);
-            for pair in 0..4 {
-                for half in 0..2 {
-                    let packed = L::gather(rows, offset + 16 + 32 * pair + 16 * half);
+            unrolled!(for pair in [0 1 2 3] {
+                unrolled!(for half in [0 1] {
+                    let packed = rows.gather::<L>(offset + 16 + 32 * pair + 16 * half);
                     to.weights(2 * pair, half, packed.map(|w| L::and(w, nibbles)));
                     to.weights(2 * pair + 1, half, packed.map(|w| L::and(L::shr(w, 4), nibbles)));
-                }
-            }
+                });
+            });
         }
     }
 }
@@ -184,33 +325,33 @@ impl Pack for Q5K {
     const SHORTS: usize = 4;
 
     #[inline(always)]
-    unsafe fn unpack<L: Lanes>(rows: *const *const u8, offset: usize, to: &mut impl Sink<L>) {
+    unsafe fn stretch<L: Lanes>(rows: &mut Source, offset: usize, to: &mut impl Sink<L>) {
         // SAFETY: a block is 176 bytes and 256 columns; the caller vouches for the rest.
         unsafe {
-            unpack_k_scales::<L>(L::gather(rows, offset), to);
+            unpack_k_scales::<L>(rows.gather::<L>(offset), to);
             let nibbles = L::splat_i(NIBBLES);
             let fifth = L::splat_i(0x1010_1010);
-            for half in 0..2 {
+            unrolled!(for half in [0 1] {
                 // Bit j of a byte is the fifth bit of that column in the j-th 32 columns.
-                let bits = L::gather(rows, offset + 16 + 16 * half);
-                for (pair, j) in [(0, 0), (1, 2), (2, 4), (3, 6)] {
-                    let packed = L::gather(rows, offset + 48 + 32 * pair + 16 * half);
-                    let up = |k: usize, j: i32| {
-                        let moved = match j {
-                            0..4 => L::shl(bits[k], 4 - j),
-                            _ => L::shr(bits[k], j - 4),
-                        };
+                let bits = rows.gather::<L>(offset + 16 + 16 * half);
+                unrolled!(for pair in [0 1 2 3] {
+                    let packed = rows.gather::<L>(offset + 48 + 32 * pair + 16 * half);
+                    let up = |k: usize, j: usize| {
+                        let by = [4, 3, 2, 1, 0, -1, -2, -3][j];
+                        let moved =
+                            if by < 0 { L::shr(bits[k], -by) } else { L::shl(bits[k], by) };
                         L::and(moved, fifth)
                     };
                     let (mut low, mut high) = (packed, packed);
                     for k in 0..4 {
-                        low[k] = L::or(L::and(packed[k], nibbles), up(k, j));
-                        high[k] = L::or(L::and(L::shr(packed[k], 4), nibbles), up(k, j + 1));
+                        low[k] = L::or(L::and(packed[k], nibbles), up(k, 2 * pair));
+                        let upper = L::and(L::shr(packed[k], 4), nibbles);
+                        high[k] = L::or(upper, up(k, 2 * pair + 1));
                     }
                     to.weights(2 * pair, half, low);
                     to.weights(2 * pair + 1, half, high);
-                }
-            }
+                });
+            });
         }
     }
 }
@@ -221,28 +362,24 @@ impl Pack for Q6K {
     const SHORTS: usize = 2;
 
     #[inline(always)]
-    unsafe fn unpack<L: Lanes>(rows: *const *const u8, offset: usize, to: &mut impl Sink<L>) {
+    fn offset<L: Lanes>() -> Option<f32> {
+        Some(32.0)
+    }
+
+    #[inline(always)]
+    unsafe fn stretch<L: Lanes>(rows: &mut Source, offset: usize, to: &mut impl Sink<L>) {
         // SAFETY: a block is 210 bytes and 256 columns; the caller vouches for the rest.
         unsafe {
-            let d = L::from_f16(L::gather_u16(rows, offset + 208));
-            let less = L::splat(32.0);
-            let bytes = L::gather(rows, offset + 192);
-            for block in 0..BLOCKS {
-                for half in 0..2 {
-                    let at = 2 * block + half;
-                    let byte = L::sar(L::shl(bytes[at / 4], [24, 16, 8, 0][at % 4]), 24);
-                    let scale = L::mul(d, L::float(byte));
-                    to.scale(block, half, scale, L::mul(scale, less));
-                }
-            }
+            let d = L::from_f16(rows.gather_u16::<L>(offset + 208));
+            let bytes = rows.gather::<L>(offset + 192);
             let nibbles = L::splat_i(NIBBLES);
             let upper = L::splat_i(0x3030_3030);
-            for group in 0..2 {
-                for half in 0..2 {
+            unrolled!(for group in [0 1] {
+                unrolled!(for half in [0 1] {
                     let at = offset + 64 * group + 16 * half;
-                    let packed = [L::gather(rows, at), L::gather(rows, at + 32)];
-                    let bits = L::gather(rows, offset + 128 + 32 * group + 16 * half);
-                    for block in 0..4 {
+                    let packed = [rows.gather::<L>(at), rows.gather::<L>(at + 32)];
+                    let bits = rows.gather::<L>(offset + 128 + 32 * group + 16 * half);
+                    unrolled!(for block in [0 1 2 3] {
                         let mut weights = packed[block % 2];
                         for k in 0..4 {
                             let lower = match block {
@@ -257,10 +394,14 @@ impl Pack for Q6K {
                             };
                             weights[k] = L::or(L::and(lower, nibbles), L::and(up, upper));
                         }
+                        let at = 8 * group + 2 * block + half;
+                        let byte = L::sar(L::shl(bytes[at / 4], [24, 16, 8, 0][at % 4]), 24);
+                        let scale = L::mul(d, L::float(byte));
+                        to.scale(4 * group + block, half, scale, None);
                         to.weights(4 * group + block, half, weights);
-                    }
-                }
-            }
+                    });
+                });
+            });
         }
     }
 }

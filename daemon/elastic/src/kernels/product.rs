@@ -17,7 +17,8 @@
 use std::mem::MaybeUninit;
 
 use crate::kernels::lanes::Lanes;
-use crate::kernels::pack::{BLOCKS, Pack, STRETCH, Tile, Tiling};
+use crate::kernels::pack::{BLOCKS, Pack, STRETCH, Tile, Tiling, unpack};
+use crate::kernels::source::Source;
 use crate::kernels::{Out, Rows, Window, single};
 use crate::tensor::Matrix;
 
@@ -322,19 +323,16 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
     };
     let (rows, next) = (pointers(band.row), pointers(band.next));
     if x.tokens() == 1 && R == 1 {
-        let blocks = x.cols() / P::KIND.block_len();
         // SAFETY: `product` has checked that the rows have as many columns as the one token.
         unsafe {
             let at = |col| Activations::at(x, 0, col);
-            let sums = single::band::<L, P>(rows.as_ptr(), next.as_ptr(), blocks, at);
+            let sums = single::band::<L, P>(rows.as_ptr(), next.as_ptr(), x.cols() / 32, at);
             return store::<L, R>(&raw const sums, 0, band, out);
         }
     }
     let blocks = x.cols() / 32;
     let stretches = blocks.div_ceil(BLOCKS);
-    let step = P::KIND.block_bytes() * STRETCH / P::KIND.block_len();
-    // Blocks of 32 columns in one of the file's.
-    let per = P::KIND.block_len() / 32;
+    let step = P::STRETCH_BYTES;
     let mut tiles = MaybeUninit::<[Tile<L>; R]>::uninit();
     let tiles = tiles.as_mut_ptr().cast::<Tile<L>>();
     let mut acc = MaybeUninit::<[[L::F; R]; TOKENS]>::uninit();
@@ -361,12 +359,9 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
                 }
                 let count = (blocks - stretch * BLOCKS).min(BLOCKS);
                 for r in 0..R {
-                    let rows = rows.as_ptr().add(r * L::N);
-                    for block in 0..count / per {
-                        let mut to = Tiling { tile: tiles.add(r), first: per * block };
-                        let at = stretch * step + block * P::KIND.block_bytes();
-                        P::unpack::<L>(rows, at, &mut to);
-                    }
+                    let mut rows = Source::new(rows.as_ptr().add(r * L::N), None);
+                    let mut to = Tiling::<L, P>::new(tiles.add(r));
+                    unpack::<L, P>(&mut rows, stretch * step, count, &mut to);
                     if paired {
                         pair(tiles.add(r), count);
                     }

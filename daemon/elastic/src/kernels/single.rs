@@ -12,8 +12,9 @@
 use std::marker::PhantomData;
 
 use crate::kernels::lanes::Lanes;
-use crate::kernels::pack::{BLOCKS, Pack, Sink};
+use crate::kernels::pack::{BLOCKS, Pack, STRETCH, Sink};
 use crate::kernels::product::Activations;
+use crate::kernels::source::Source;
 
 /// How many bytes ahead weights are asked for.
 const AHEAD: usize = 512;
@@ -31,11 +32,30 @@ struct Sums<L: Lanes, P: Pack> {
     pack: PhantomData<P>,
 }
 
+impl<L: Lanes, P: Pack> Sums<L, P> {
+    #[inline(always)]
+    unsafe fn new(x: Activations, sum: L::F) -> Self {
+        // SAFETY: the caller's.
+        let (zero, none) = unsafe { (L::splat(0.0), L::splat_i(0)) };
+        Self {
+            x,
+            sum,
+            scales: [[zero; 2]; BLOCKS],
+            minima: [[zero; 2]; BLOCKS],
+            products: [none; BLOCKS],
+            shorts: [none; BLOCKS],
+            pack: PhantomData,
+        }
+    }
+}
+
 impl<L: Lanes, P: Pack> Sink<L> for Sums<L, P> {
     #[inline(always)]
-    unsafe fn scale(&mut self, block: usize, half: usize, scale: L::F, minimum: L::F) {
+    unsafe fn scale(&mut self, block: usize, half: usize, scale: L::F, minimum: Option<L::F>) {
         self.scales[block][half] = scale;
-        self.minima[block][half] = minimum;
+        if let Some(minimum) = minimum {
+            self.minima[block][half] = minimum;
+        }
     }
 
     #[inline(always)]
@@ -67,11 +87,16 @@ impl<L: Lanes, P: Pack> Sink<L> for Sums<L, P> {
                 return;
             }
             let at = if P::HALVES { half } else { 0 };
-            let (scale, minimum) = (self.scales[block][at], self.minima[block][at]);
-            let products = L::mul(L::float(products), scale);
-            self.sum = L::fma(products, L::splat(self.x.scale(block)), self.sum);
+            let (scale, x) = (self.scales[block][at], L::splat(self.x.scale(block)));
             let less = if P::HALVES { self.x.half(block, half) } else { self.x.sum(block) };
-            self.sum = L::fnma(minimum, L::splat(less), self.sum);
+            let (less, products) = (L::splat(less), L::float(products));
+            self.sum = if let Some(offset) = P::offset::<L>() {
+                let products = L::fnma(L::splat(offset), less, L::mul(products, x));
+                L::fma(products, scale, self.sum)
+            } else {
+                let sum = L::fma(L::mul(products, scale), x, self.sum);
+                L::fnma(self.minima[block][at], less, sum)
+            };
         }
     }
 }
@@ -89,38 +114,25 @@ pub(super) unsafe fn band<L: Lanes, P: Pack>(
     blocks: usize,
     x: impl Fn(usize) -> Activations,
 ) -> L::F {
-    let bytes = P::KIND.block_bytes();
-    // Blocks for whose bytes one line of the cache, or a few, are asked for at a time.
-    let group = (64 / bytes).max(1);
-    let end = blocks * bytes;
-    // SAFETY: the caller's contract; nothing is read through a pointer that only a prefetch takes.
+    let (whole, rest) = (blocks / BLOCKS, blocks % BLOCKS);
+    let end = whole * P::STRETCH_BYTES + rest * P::KIND.block_bytes();
+    // SAFETY: the caller's contract.
     unsafe {
         let mut sum = L::splat(0.0);
-        let mut block = 0;
-        while block < blocks {
-            let ahead = block * bytes + AHEAD;
-            let (from, ahead) =
-                if ahead < end { (rows, ahead) } else { (next, (ahead - end).min(end)) };
-            for lane in 0..L::N {
-                for line in (0..group * bytes).step_by(64) {
-                    L::prefetch((*from.add(lane)).wrapping_add(ahead + line));
-                }
-            }
-            let until = blocks.min(block + group);
-            while block < until {
-                let mut sums = Sums::<L, P> {
-                    x: x(block * P::KIND.block_len()),
-                    sum,
-                    scales: [[L::splat(0.0); 2]; BLOCKS],
-                    minima: [[L::splat(0.0); 2]; BLOCKS],
-                    products: [L::splat_i(0); BLOCKS],
-                    shorts: [L::splat_i(0); BLOCKS],
-                    pack: PhantomData,
-                };
-                P::unpack::<L>(rows, block * bytes, &mut sums);
-                sum = sums.sum;
-                block += 1;
-            }
+        for stretch in 0..whole {
+            let offset = stretch * P::STRETCH_BYTES;
+            let ahead = offset + AHEAD;
+            let ahead = if ahead < end { (rows, ahead) } else { (next, (ahead - end).min(end)) };
+            let mut sums = Sums::<L, P>::new(x(STRETCH * stretch), sum);
+            P::stretch::<L>(&mut Source::new(rows, Some(ahead)), offset, &mut sums);
+            sum = sums.sum;
+        }
+        for block in 0..rest {
+            let offset = whole * P::STRETCH_BYTES + block * P::KIND.block_bytes();
+            let x = x(STRETCH * whole + 32 * block);
+            let mut sums = Sums::<L, P>::new(x, sum);
+            P::block::<L>(&mut Source::new(rows, None), offset, 0, &mut sums);
+            sum = sums.sum;
         }
         sum
     }
