@@ -299,21 +299,25 @@ impl<'p> Product<'p> {
 
 /// Rows of a matrix that the kernels take together.
 const BAND: usize = 16;
-/// Pieces of a product for each thread: enough that a thread which was put aside holds up little, and few
-/// enough that the kernels read long stretches. Pieces of a set number of bytes were no faster.
-const PIECES: usize = 4;
+/// The fewest rows of a piece, but for what is left at the end.
+const LEAST: usize = 2 * BAND;
 
-/// Computes several products in one go over all threads.
+/// Computes several products in one go over all threads. Pieces shrink towards the end (guided
+/// self-scheduling, Polychronopoulos and Kuck, 1987): the kernels read long stretches first, and the
+/// threads end together.
 fn multiply(pool: &mut Pool, kernels: &'static Kernels, products: &[Product<'_>]) {
-    let all: usize = products.iter().map(|product| product.rows.len()).sum();
-    let size = all.div_ceil(PIECES * pool.threads()).next_multiple_of(BAND);
-    let pieces: Vec<(&Product<'_>, Range<usize>)> = products
-        .iter()
-        .flat_map(|product| {
-            let Range { start, end } = product.rows;
-            (start..end).step_by(size).map(move |at| (product, at..end.min(at + size)))
-        })
-        .collect();
+    let mut left: usize = products.iter().map(|product| product.rows.len()).sum();
+    let mut pieces: Vec<(&Product<'_>, Range<usize>)> = Vec::new();
+    for product in products {
+        let Range { mut start, end } = product.rows;
+        while start < end {
+            let size = (left / (2 * pool.threads())).next_multiple_of(BAND).max(LEAST);
+            let piece = start..end.min(start + size);
+            start = piece.end;
+            left -= piece.len();
+            pieces.push((product, piece));
+        }
+    }
     pool.run(pieces.len(), &|piece| {
         if let Some((product, rows)) = pieces.get(piece) {
             kernels.product(&product.w, rows.clone(), product.x, product.out);
