@@ -154,11 +154,13 @@ impl Daemon {
         let mut buffer = [0; 4096];
         let began = Instant::now();
         while !told.last().is_some_and(|lines| lines.iter().any(|line| line.starts_with(wanted))) {
+            // Asked first: what it said before it ended is there then.
+            let runs = self.runs();
             if let Ok(size) = self.notified.recv(&mut buffer) {
                 let text = String::from_utf8_lossy(buffer.get(..size).unwrap_or_default());
                 told.push(text.lines().map(str::to_owned).collect());
             } else {
-                let waits = self.runs() && began.elapsed() < PATIENCE;
+                let waits = runs && began.elapsed() < PATIENCE;
                 assert!(waits, "no {wanted}; told {told:?}; log:\n{}", self.log());
             }
         }
