@@ -299,7 +299,7 @@ impl<'p> Product<'p> {
 
 /// Rows of a matrix that the kernels take together.
 const BAND: usize = 16;
-/// The fewest rows of a piece, but for what is left at the end.
+/// The fewest rows of a piece, and what all of them are multiples of, but for what is left at the end.
 const LEAST: usize = 2 * BAND;
 
 /// Computes several products in one go over all threads. Pieces shrink towards the end (guided
@@ -311,7 +311,7 @@ fn multiply(pool: &mut Pool, kernels: &'static Kernels, products: &[Product<'_>]
     for product in products {
         let Range { mut start, end } = product.rows;
         while start < end {
-            let size = (left / (2 * pool.threads())).next_multiple_of(BAND).max(LEAST);
+            let size = left.div_ceil(2 * pool.threads()).next_multiple_of(LEAST);
             let piece = start..end.min(start + size);
             start = piece.end;
             left -= piece.len();
