@@ -223,12 +223,13 @@ impl Daemon {
         std::fs::read_to_string(self.folder().join("log")).unwrap_or_default()
     }
 
-    /// Waits until the log holds this.
-    pub fn wait_log(&self, wanted: &str) {
+    /// Waits until the log holds this. The test's own tasks go on meanwhile: a client that was dropped leaves
+    /// the bus in one of them.
+    pub async fn wait_log(&self, wanted: &str) {
         let began = Instant::now();
         while !self.log().contains(wanted) {
             assert!(began.elapsed() < PATIENCE, "no {wanted:?} in the log:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 

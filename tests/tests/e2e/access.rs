@@ -92,7 +92,7 @@ async fn the_table_lets_users_and_groups_in_from_the_next_call_on() {
         daemon.change("access.use", "['*']");
     }
     for entry in ["no-such-user", "@no-such-group"] {
-        daemon.wait_log(&format!("entry={entry}"));
+        daemon.wait_log(&format!("entry={entry}")).await;
     }
     // A higher class includes the lower ones; without any, nothing is told.
     daemon.change("access.observe", "[]");
@@ -109,7 +109,7 @@ async fn the_table_lets_users_and_groups_in_from_the_next_call_on() {
     let file = daemon.folder().join("nestd.toml.d/999.toml");
     std::fs::write(&file, "access.control = ['nobody', 'a b']").unwrap();
     daemon.signal(nix::sys::signal::Signal::SIGHUP);
-    daemon.wait_log("access.control: \"a b\" is not a user's name");
+    daemon.wait_log("access.control: \"a b\" is not a user's name").await;
     let _ = nobody.may_not(&daemon, &["--grpc", "unload"]);
 }
 
@@ -152,7 +152,7 @@ async fn polkit_allows_on_the_bus_what_the_table_does_not() {
     tell(&mock, "SetAllowed", &(["org.nestd.load-model"],)).await;
     nobody.may(&daemon, &["--dbus", "unload"]);
     nobody.may(&daemon, &["--dbus", "load"]);
-    daemon.wait_log("polkit allows it");
+    daemon.wait_log("polkit allows it").await;
     let told = nobody.may_not(&daemon, &["--dbus", "size", "small"]);
     assert!(told.ends_with("and polkit does not allow org.nestd.pin-size"), "{told}");
     tell(&mock, "SetAllowed", &(["org.nestd.pin-size"],)).await;
@@ -265,7 +265,7 @@ async fn no_text_is_logged() {
             };
             assert!(matches!(failed, Some(Error::Failed(_))), "{failed:?}");
         }
-        daemon.wait_log("finished");
+        daemon.wait_log("finished").await;
         assert_eq!(daemon.log().contains("TRACE"), level.contains("hyper"), "{}", daemon.log());
         assert!(!daemon.log().contains("secret"), "{}", daemon.log());
     }

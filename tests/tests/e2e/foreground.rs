@@ -59,7 +59,7 @@ async fn order(daemon: &Daemon, asked: Vec<Events>) -> Vec<String> {
     for events in asked {
         let events: Vec<_> = events.map(Result::unwrap).collect().await;
         let ended = format!("finished request={} ", events[0].request_id);
-        daemon.wait_log(&ended);
+        daemon.wait_log(&ended).await;
         let answer: Vec<_> = events.into_iter().filter_map(|event| event.event).collect();
         answers.push((daemon.log().find(&ended), text(&answer)));
     }

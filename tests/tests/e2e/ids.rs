@@ -35,7 +35,7 @@ async fn every_event_and_every_line_has_the_number() {
         let events: Vec<_> = events.into_iter().map(Result::unwrap).collect();
         let id = events[0].request_id;
         assert!(id > 0 && events.iter().all(|event| event.request_id == id), "{name}: {events:?}");
-        daemon.wait_log(&format!("finished request={id} "));
+        daemon.wait_log(&format!("finished request={id} ")).await;
         let told = lines(&daemon, id);
         for word in ["accepted", "began", "finished"] {
             let found = told.iter().filter(|line| line.contains(word)).count();
@@ -69,7 +69,7 @@ async fn a_request_that_fails_says_which_it_was() {
         };
         let Error::Failed(failure) = error else { panic!("{name}: {error}") };
         assert_eq!(failure.details["request_id"], id.to_string(), "{name}");
-        daemon.wait_log(&format!("failed request={id} "));
+        daemon.wait_log(&format!("failed request={id} ")).await;
     }
     assert!(daemon.wait().success());
 }
@@ -97,7 +97,7 @@ async fn the_object_on_the_bus_has_the_number() {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     };
     assert_eq!(outcome["request_id"], OwnedVariant::from(id));
-    daemon.wait_log(&format!("finished request={id} "));
+    daemon.wait_log(&format!("finished request={id} ")).await;
 }
 
 async fn property(bus: &Connection, path: &OwnedObjectPath, name: &str) -> OwnedVariant {

@@ -374,7 +374,7 @@ async fn metrics_are_for_this_machine_and_what_fails_is_told() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("'{}'", other.local_addr().unwrap());
     let daemon = Builder::sim().set("metrics.listen", &address).start();
-    daemon.wait_log("metrics are not served");
+    daemon.wait_log("metrics are not served").await;
     let events = daemon.grpc().await.generate(ask("still there")).await.unwrap();
     assert_eq!(nestd_tests::text(&collect(events).await.unwrap()), "still there");
     // Empty: nowhere.

@@ -440,7 +440,7 @@ async fn a_load_that_fails_when_the_old_model_had_to_go_brings_that_back() {
     device.charge("20");
     let report = told(&client, |report| !report.problem.is_empty()).await;
     assert!(report.problem.contains(small.as_str()), "{}", report.problem);
-    daemon.wait_log("went back to what was loaded before");
+    daemon.wait_log("went back to what was loaded before").await;
     assert_eq!((&report.active_size, &report.selected_size), (&large.name, small));
     let events = collect(client.generate(ask(QUESTION)).await.unwrap()).await.unwrap();
     assert_eq!(nestd_tests::text(&events), ANSWER);

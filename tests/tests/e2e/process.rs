@@ -143,14 +143,14 @@ async fn a_reload_applies_good_settings_and_keeps_the_old_for_bad_ones() {
     std::fs::write(&file, format!("{settings}\nlimits.max_tokens = 0\nlimits.nothing = 1\n"))
         .unwrap();
     daemon.signal(Signal::SIGHUP);
-    daemon.wait_log("limits.nothing");
+    daemon.wait_log("limits.nothing").await;
     reload_was_told(&mut daemon);
     assert!(daemon.log().contains("limits.max_tokens"), "{}", daemon.log());
     assert_eq!(client.status().await.unwrap().limits.unwrap().max_tokens, 777);
 
     std::fs::write(&file, settings.replace("nestd.sock", "elsewhere.sock")).unwrap();
     daemon.signal(Signal::SIGHUP);
-    daemon.wait_log("takes effect with the next start only");
+    daemon.wait_log("takes effect with the next start only").await;
     assert!(daemon.socket().exists());
     let events = collect(running).await.unwrap();
     assert_eq!(text(&events), "word ".repeat(60), "a reload disturbs no request");

@@ -139,7 +139,7 @@ async fn a_session_ends_with_its_connection_and_a_persistent_one_does_not_end_wi
         assert_eq!(reason(client.transcript(&own).await), ErrorReason::SessionNotFound, "{api}");
         let list = client.sessions().await.unwrap();
         assert!(list.iter().any(|session| session.id == persistent && session.persistent));
-        daemon.wait_log(&format!("session ended session=\"{own}\""));
+        daemon.wait_log(&format!("session ended session=\"{own}\"")).await;
         ids.push(persistent);
     }
     let client = daemon.grpc().await;
@@ -245,7 +245,7 @@ async fn there_are_so_many_sessions_and_for_so_long() {
         assert_eq!(reason(fourth), ErrorReason::OverQuota, "{api}");
         let asked = client.generate(ask_in(&ids[0], &"word ".repeat(100))).await.unwrap();
         for id in &ids[1..] {
-            daemon.wait_log(&format!("session ended session=\"{id}\""));
+            daemon.wait_log(&format!("session ended session=\"{id}\"")).await;
         }
         let events = collect(asked).await.unwrap();
         assert_eq!(
@@ -253,7 +253,7 @@ async fn there_are_so_many_sessions_and_for_so_long() {
             FinishReason::Stop,
             "{api}: a session that answers stays"
         );
-        daemon.wait_log(&format!("session ended session=\"{}\"", ids[0]));
+        daemon.wait_log(&format!("session ended session=\"{}\"", ids[0])).await;
         assert_eq!(client.sessions().await.unwrap(), []);
         let long = SessionOptions { ttl_ms: u64::MAX, ..CONNECTIONS };
         let id = client.create_session(Vec::new(), long).await.unwrap();

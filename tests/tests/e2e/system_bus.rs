@@ -134,7 +134,7 @@ async fn answers_end_before_the_device_sleeps() {
     let (name, path) = ("org.freedesktop.login1", "/org/freedesktop/login1");
     let mock = Mock::start(&daemon.bus_address(), "logind", name).await;
     // The sensor has seen the service when the mock has handed out its lock.
-    daemon.wait_log("ready");
+    daemon.wait_log("ready").await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let answer = client.generate(ask("word ".repeat(60))).await.unwrap();
     until(&client, |status| status.running_requests == 1).await;
@@ -142,5 +142,5 @@ async fn answers_end_before_the_device_sleeps() {
         ("org.freedesktop.login1.Manager", "PrepareForSleep", "b", [zbus::Variant::from(true)]);
     mock.call(path, "org.freedesktop.DBus.Mock", "EmitSignal", &signal).await;
     assert_eq!(text(&collect(answer).await.unwrap()), "word ".repeat(60));
-    daemon.wait_log("the device goes to sleep quiet=true");
+    daemon.wait_log("the device goes to sleep quiet=true").await;
 }

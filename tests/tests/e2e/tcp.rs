@@ -62,7 +62,7 @@ async fn a_certificate_has_the_classes_of_its_name() {
     let error = phone.unload().await.unwrap_err();
     assert_eq!(error.reason(), Some(ErrorReason::NotAllowed));
     assert!(error.to_string().contains("access.control (root, cert:Kitchen tablet)"), "{error}");
-    daemon.wait_log("cert phone.local");
+    daemon.wait_log("cert phone.local").await;
 
     let tablet = connect(&daemon, &authority.client("Kitchen tablet", "")).await;
     tablet.unload().await.unwrap();
@@ -145,7 +145,7 @@ async fn the_table_and_the_certificates_change_while_it_runs() {
     // Files that are none change nothing.
     std::fs::write(&certificate, "nonsense").unwrap();
     daemon.signal(Signal::SIGHUP);
-    daemon.wait_log("it holds no certificate");
+    daemon.wait_log("it holds no certificate").await;
     phone.status().await.unwrap();
 }
 
@@ -179,7 +179,7 @@ async fn who_cannot_show_a_good_certificate_gets_nowhere() {
         }
     }
     for why in ["BadSignature", "fatal alert", "peer sent no certificates", "corrupt message"] {
-        daemon.wait_log(why);
+        daemon.wait_log(why).await;
     }
     // The good one is let in all the same.
     connect(&daemon, &good).await.status().await.unwrap();
@@ -198,9 +198,9 @@ async fn handshakes_that_stall_keep_nobody_else_out() {
         socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
         silent.push(socket.connect(address).await.unwrap());
     }
-    daemon.wait_log("too many handshakes at once: refused address=127.0.0.2");
+    daemon.wait_log("too many handshakes at once: refused address=127.0.0.2").await;
     connect(&daemon, &files).await.status().await.unwrap();
-    daemon.wait_log("no TLS handshake within 3 s");
+    daemon.wait_log("no TLS handshake within 3 s").await;
     drop(silent);
 }
 
