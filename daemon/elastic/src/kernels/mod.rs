@@ -8,6 +8,7 @@
 //! | `lanes` | the vector operations that the fast kernels are written in |
 //! | `product`, `rows`, `attention`, `elements` | the fast kernels for quantized matrices, float matrices, KV caches, activations |
 //! | `single` | the product of a quantized matrix with one token |
+//! | `bands` | in which order both go through a matrix's rows |
 //! | `columns`, `sparse` | a matrix by columns, and its product with few inputs |
 //! | `pack` | the blocks of quantized kinds, unpacked for `product` and `single` |
 //! | `source` | where `pack` reads: a band of rows, and what is asked for ahead |
@@ -18,6 +19,7 @@
 #![allow(unsafe_code, reason = "calls kernels whose CPU features were checked")]
 
 mod attention;
+mod bands;
 mod blocks;
 mod columns;
 mod elements;

@@ -16,6 +16,7 @@
 
 use std::mem::MaybeUninit;
 
+use crate::kernels::bands::{Groups, Start};
 use crate::kernels::lanes::Lanes;
 use crate::kernels::pack::{BLOCKS, Pack, STRETCH, Tile, Tiling, unpack};
 use crate::kernels::source::Source;
@@ -29,11 +30,8 @@ const TOKENS: usize = 128;
 
 /// How many stretches ahead weights are asked for.
 const AHEAD: usize = 2;
-/// Bytes that a lane reads without a gap, where rows are shorter.
-const STREAM: usize = 24576;
 /// Rows of the largest band.
 const MOST_ROWS: usize = 32;
-
 /// Sums of integers of each half of a block.
 type Halves<I, const R: usize, const T: usize> = [[[I; R]; T]; 2];
 
@@ -248,7 +246,7 @@ impl Activations {
     /// # Safety
     /// The input has that token and column.
     #[inline(always)]
-    unsafe fn at(x: Window<'_>, token: usize, col: usize) -> Self {
+    pub(super) unsafe fn at(x: Window<'_>, token: usize, col: usize) -> Self {
         let first = token * x.stride() + col;
         // SAFETY: the caller vouches for the place, and the input's buffers fit each other.
         unsafe {
@@ -263,73 +261,17 @@ impl Activations {
     }
 }
 
-/// `R` registers of rows, `apart` rows from lane to lane, those from `end` on left out.
-#[derive(Clone, Copy)]
-struct Band {
-    row: usize,
-    apart: usize,
-    end: usize,
-    /// Where the next band begins.
-    next: usize,
-}
-
-/// Writes the sums of a band and a token.
-///
-/// # Safety
-/// As for `product`; there are `R` sums.
-#[inline(always)]
-unsafe fn store<L: Lanes, const R: usize>(
-    sums: *const L::F,
-    token: usize,
-    band: Band,
-    out: &Out<'_>,
-) {
-    let mut lanes = [0.0; MOST_ROWS];
-    // SAFETY: the caller vouches for the sums and the places.
-    unsafe {
-        for r in 0..R {
-            L::store(lanes.as_mut_ptr().add(r * L::N), *sums.add(r));
-        }
-        for (i, value) in lanes.iter().enumerate().take(R * L::N) {
-            let row = band.row + i * band.apart;
-            if row < band.end {
-                *out.at(token, row) = *value;
-            }
-        }
-    }
-}
-
-/// The products of a band with every token.
+/// The products of a band of `R` registers with every token. `store` gets each token and its sums.
 ///
 /// # Safety
 /// As for `product`.
 #[inline(always)]
 unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
-    w: &Matrix<'_>,
-    all: Rows<'_>,
-    band: Band,
+    here: Start,
+    next: Start,
     x: Window<'_>,
-    out: &Out<'_>,
+    store: impl Fn(usize, &[f32]),
 ) {
-    let start = w.start();
-    let pointers = |row: usize| {
-        let mut pointers = [std::ptr::null::<u8>(); MOST_ROWS];
-        for (i, pointer) in pointers.iter_mut().enumerate().take(R * L::N) {
-            // Past the end the last row again, whose products nobody keeps.
-            let row = all.row((row + i * band.apart).min(all.end - 1));
-            *pointer = start.wrapping_add(row * w.row_stride());
-        }
-        pointers
-    };
-    let (rows, next) = (pointers(band.row), pointers(band.next));
-    if x.tokens() == 1 && R == 1 {
-        // SAFETY: `product` has checked that the rows have as many columns as the one token.
-        unsafe {
-            let at = |col| Activations::at(x, 0, col);
-            let sums = single::band::<L, P>(rows.as_ptr(), next.as_ptr(), x.cols() / 32, at);
-            return store::<L, R>(&raw const sums, 0, band, out);
-        }
-    }
     let blocks = x.cols() / 32;
     let stretches = blocks.div_ceil(BLOCKS);
     let step = P::STRETCH_BYTES;
@@ -348,20 +290,20 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
             }
             for stretch in 0..stretches {
                 let ahead = stretch + AHEAD;
-                let (rows_ahead, ahead) = match ahead.checked_sub(stretches) {
-                    None => (&rows, ahead * step),
-                    Some(ahead) => (&next, ahead * step),
+                let (start, ahead) = match ahead.checked_sub(stretches) {
+                    None => (here, here.offset + ahead * step),
+                    Some(ahead) => (next, next.offset + ahead * step),
                 };
-                for row in rows_ahead.iter().take(R * L::N) {
+                for lane in 0..R * L::N {
                     for line in (0..step).step_by(64) {
-                        L::prefetch(row.wrapping_add(ahead + line));
+                        L::prefetch((*start.rows.add(lane)).wrapping_add(ahead + line));
                     }
                 }
                 let count = (blocks - stretch * BLOCKS).min(BLOCKS);
                 for r in 0..R {
-                    let mut rows = Source::new(rows.as_ptr().add(r * L::N), None);
+                    let mut rows = Source::new(here.rows.add(r * L::N), None);
                     let mut to = Tiling::<L, P>::new(tiles.add(r));
-                    unpack::<L, P>(&mut rows, stretch * step, count, &mut to);
+                    unpack::<L, P>(&mut rows, here.offset + stretch * step, count, &mut to);
                     if paired {
                         pair(tiles.add(r), count);
                     }
@@ -380,7 +322,11 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
                 }
             }
             for token in 0..tokens {
-                store::<L, R>(acc.add(token * R), first + token, band, out);
+                let mut sums = [0.0; MOST_ROWS];
+                for r in 0..R {
+                    L::store(sums.as_mut_ptr().add(r * L::N), *acc.add(token * R + r));
+                }
+                store(first + token, &sums[..R * L::N]);
             }
         }
     }
@@ -397,22 +343,20 @@ unsafe fn multiply_rows<L: Lanes, P: Pack, const R: usize, const T: usize>(
     x: Window<'_>,
     out: &Out<'_>,
 ) {
-    let lanes = R * L::N;
-    // Each lane walks through rows that follow each other, far enough that it is alone in a page of
-    // memory: the CPU's prefetcher follows one stream a page. An odd count, lest all lanes begin at
-    // the same place of a page and so compete for the same lines of the cache.
-    let most = if x.tokens() <= 8 { STREAM.div_ceil(w.row_stride().max(1)) | 1 } else { 1 };
-    let mut row = all.start;
-    while row < all.end {
-        let apart = most.min((all.end - row).div_ceil(lanes));
-        for i in 0..apart.min(all.end - row) {
-            let next = row + if i + 1 < apart { i + 1 } else { lanes * apart };
-            let end = all.end.min(row + lanes * apart);
-            let band = Band { row: row + i, apart, end, next };
+    let mut groups = Groups::new(w, all, R * L::N, x.tokens());
+    let mut next = groups.next();
+    while let Some(group) = next {
+        next = groups.next();
+        let rows: [_; MOST_ROWS] = group.rows(w, all);
+        let after = next.map_or(rows, |next| next.rows(w, all));
+        for band in 0..group.bands {
+            let [here, next] = group.starts(band, w, &rows, &after);
             // SAFETY: the caller's contract is that of `multiply_band`.
-            unsafe { multiply_band::<L, P, R, T>(w, all, band, x, out) }
+            unsafe {
+                let store = |token, sums: &[f32]| group.store(band, sums, token, out);
+                multiply_band::<L, P, R, T>(here, next, x, store);
+            }
         }
-        row += lanes * apart;
     }
 }
 
@@ -428,10 +372,13 @@ pub(super) unsafe fn product<L: Lanes, P: Pack>(
     x: Window<'_>,
     out: &Out<'_>,
 ) {
-    // Several registers of rows share each activation. A single token gains nothing from that, and
-    // few rows would leave some of them empty.
+    if x.tokens() == 1 {
+        // SAFETY: the caller's contract is that of `single::product`.
+        return unsafe { single::product::<L, P>(w, all, x, out) };
+    }
+    // Several registers of rows share each activation. Few rows would leave some of them empty.
     let rows = if L::N == 4 { 4 * L::N } else { 2 * L::N };
-    let middle = all.start + if x.tokens() > 1 { (all.end - all.start) / rows * rows } else { 0 };
+    let middle = all.start + (all.end - all.start) / rows * rows;
     let (first, rest) = (Rows { end: middle, ..all }, Rows { start: middle, ..all });
     // SAFETY: the caller's contract is that of `multiply_rows`.
     unsafe {

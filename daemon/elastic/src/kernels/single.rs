@@ -11,13 +11,18 @@
 
 use std::marker::PhantomData;
 
+use crate::kernels::bands::{Group, Groups, Start};
 use crate::kernels::lanes::Lanes;
 use crate::kernels::pack::{BLOCKS, Pack, STRETCH, Sink};
 use crate::kernels::product::Activations;
 use crate::kernels::source::Source;
+use crate::kernels::{Out, Rows, Window};
+use crate::tensor::Matrix;
 
 /// How many bytes ahead weights are asked for.
-const AHEAD: usize = 512;
+const AHEAD: usize = 768;
+/// Lanes of the widest registers.
+const MOST_LANES: usize = 16;
 
 /// Sums of the products of one row for each lane.
 struct Sums<L: Lanes, P: Pack> {
@@ -101,19 +106,13 @@ impl<L: Lanes, P: Pack> Sink<L> for Sums<L, P> {
     }
 }
 
-/// The products of a band of as many rows as there are lanes, from their first bytes and those of the
-/// next band's.
+/// The products of a band that begins at `here`, before the one at `next`.
 ///
 /// # Safety
-/// The CPU has the features of `L`; the rows have `blocks` blocks of the kind each, and the
-/// activations as many columns.
+/// The CPU has the features of `L`; the rows have as many columns as the one token of the activations.
 #[inline(always)]
-pub(super) unsafe fn band<L: Lanes, P: Pack>(
-    rows: *const *const u8,
-    next: *const *const u8,
-    blocks: usize,
-    x: impl Fn(usize) -> Activations,
-) -> L::F {
+unsafe fn band<L: Lanes, P: Pack>(here: Start, next: Start, x: Window<'_>) -> L::F {
+    let blocks = x.cols() / 32;
     let (whole, rest) = (blocks / BLOCKS, blocks % BLOCKS);
     let end = whole * P::STRETCH_BYTES + rest * P::KIND.block_bytes();
     // SAFETY: the caller's contract.
@@ -122,18 +121,52 @@ pub(super) unsafe fn band<L: Lanes, P: Pack>(
         for stretch in 0..whole {
             let offset = stretch * P::STRETCH_BYTES;
             let ahead = offset + AHEAD;
-            let ahead = if ahead < end { (rows, ahead) } else { (next, (ahead - end).min(end)) };
-            let mut sums = Sums::<L, P>::new(x(STRETCH * stretch), sum);
-            P::stretch::<L>(&mut Source::new(rows, Some(ahead)), offset, &mut sums);
+            let ahead = if ahead < end {
+                (here.rows, here.offset + ahead)
+            } else {
+                (next.rows, next.offset + (ahead - end).min(end))
+            };
+            let mut sums = Sums::<L, P>::new(Activations::at(x, 0, STRETCH * stretch), sum);
+            let mut source = Source::new(here.rows, Some(ahead));
+            P::stretch::<L>(&mut source, here.offset + offset, &mut sums);
             sum = sums.sum;
         }
         for block in 0..rest {
-            let offset = whole * P::STRETCH_BYTES + block * P::KIND.block_bytes();
-            let x = x(STRETCH * whole + 32 * block);
+            let offset = here.offset + whole * P::STRETCH_BYTES + block * P::KIND.block_bytes();
+            let x = Activations::at(x, 0, STRETCH * whole + 32 * block);
             let mut sums = Sums::<L, P>::new(x, sum);
-            P::block::<L>(&mut Source::new(rows, None), offset, 0, &mut sums);
+            P::block::<L>(&mut Source::new(here.rows, None), offset, 0, &mut sums);
             sum = sums.sum;
         }
         sum
+    }
+}
+
+/// The products of these rows with one token.
+///
+/// # Safety
+/// As for `product::product`; there is one token.
+#[inline(always)]
+pub(super) unsafe fn product<L: Lanes, P: Pack>(
+    w: &Matrix<'_>,
+    all: Rows<'_>,
+    x: Window<'_>,
+    out: &Out<'_>,
+) {
+    let mut groups = Groups::new(w, all, L::N, 1);
+    let mut next = groups.next();
+    while let Some(group) = next {
+        next = groups.next();
+        let rows: [_; MOST_LANES] = group.rows(w, all);
+        let after = next.map_or(rows, |next| next.rows(w, all));
+        for number in 0..group.bands {
+            let [here, next] = group.starts(number, w, &rows, &after);
+            let mut sums = [0.0; MOST_LANES];
+            // SAFETY: the caller's contract.
+            unsafe {
+                L::store(sums.as_mut_ptr(), band::<L, P>(here, next, x));
+                group.store(number, &sums[..L::N], 0, out);
+            }
+        }
     }
 }

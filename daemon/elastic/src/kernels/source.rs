@@ -29,8 +29,8 @@ impl Source {
     pub(super) unsafe fn gather<L: Lanes>(&mut self, offset: usize) -> [L::I; 4] {
         // SAFETY: the caller's; nothing is read through a pointer that only a prefetch takes.
         unsafe {
-            // Every 48 bytes, so that no line of the cache is left out.
-            if let Some((rows, ahead)) = self.ahead.filter(|_| self.gathered.is_multiple_of(3)) {
+            // Every 64 bytes: each line of the cache once.
+            if let Some((rows, ahead)) = self.ahead.filter(|_| self.gathered.is_multiple_of(4)) {
                 for lane in 0..L::N {
                     L::prefetch((*rows.add(lane)).wrapping_add(ahead + 16 * self.gathered));
                 }
