@@ -11,7 +11,7 @@
 
 use std::marker::PhantomData;
 
-use crate::kernels::bands::{Group, Groups, Start};
+use crate::kernels::bands::{Groups, Start};
 use crate::kernels::lanes::Lanes;
 use crate::kernels::pack::{BLOCKS, Pack, STRETCH, Sink};
 use crate::kernels::product::Activations;
