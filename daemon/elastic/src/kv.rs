@@ -191,10 +191,15 @@ impl Sequence {
         if tokens <= capacity { Ok(()) } else { Err(Error::NoRoom { tokens, capacity }) }
     }
 
+    /// Notes that as many more tokens are written over what is furthest back in the rings.
+    pub(crate) fn write_over(&mut self, more: usize) {
+        self.first = self.first.max((self.len + more).saturating_sub(self.shape.ring));
+    }
+
     /// Counts tokens whose keys and values were written.
     pub(crate) fn advance(&mut self, more: usize) {
+        self.write_over(more);
         self.len += more;
-        self.first = self.first.max(self.len.saturating_sub(self.shape.ring));
     }
 
     pub(crate) fn cache(&self, layer: usize) -> Option<&Cache> {

@@ -146,6 +146,8 @@ impl Pool {
             *shared.job.get() = Some(job);
             *shared.caller.get() = Some(std::thread::current());
         }
+        // Set still where the last job's caller panicked too.
+        shared.broken.store(false, Ordering::Relaxed);
         shared.pieces.store(pieces, Ordering::Relaxed);
         shared.next.store(0, Ordering::Relaxed);
         let number = (shared.state.load(Ordering::Relaxed) >> NUMBER).wrapping_add(1) << NUMBER;

@@ -76,8 +76,8 @@ impl Runner {
     }
 
     /// Appends the tokens of every part to its sequence. Gives the logits that are wanted, one row of
-    /// the vocabulary's length for each, in the order of the parts. On an error no sequence has
-    /// changed.
+    /// the vocabulary's length for each, in the order of the parts. On an error no sequence has more
+    /// tokens than before; it may be that none can be cut back as far any more.
     pub fn step(
         &mut self,
         model: &Model,
@@ -87,6 +87,9 @@ impl Runner {
         check(model, parts)?;
         let Self { pool, kernels, scratch, alive } = self;
         scratch.begin(model, parts);
+        for part in &mut *parts {
+            part.sequence.write_over(part.tokens.len());
+        }
         pool.lead(|pool| {
             Step { model, slice, pool, kernels, s: scratch }.run(parts, alive);
         });

@@ -22,6 +22,9 @@ const ALIGNMENT: usize = 32;
 const MAX_TENSORS: u64 = 1 << 16;
 const MAX_PAIRS: u64 = 1 << 12;
 const MAX_NAME_BYTES: usize = 256;
+/// Bytes of a header, ten times those of the largest vocabulary with its merges. A file of holes may claim texts
+/// and lists of any length, and all of them are looked at.
+const MAX_BYTES: usize = 256 << 20;
 const MAX_DIMENSION: u64 = 1 << 32;
 
 /// What a file says of itself, borrowed from its bytes.
@@ -75,7 +78,7 @@ impl Tensor {
 impl<'a> Header<'a> {
     /// Reads and checks the header of `file`.
     pub fn read(file: &'a [u8]) -> Result<Self> {
-        let mut reader = value::Reader::new(file);
+        let mut reader = value::Reader::new(file.get(..MAX_BYTES).unwrap_or(file));
         let short = || Error::format("header", "the file ends in it");
         if reader.take(4).ok_or_else(short)? != MAGIC {
             return Err(Error::format("header", "it does not begin with GGUF"));

@@ -102,8 +102,8 @@ impl<'a> Array<'a> {
     }
 }
 
-/// Values of a list, 64 times those of the largest vocabulary. A file of holes may claim any number of
-/// empty strings, which are gone through one by one.
+/// Values of a list, 64 times those of the largest vocabulary. A file of holes may claim any number, and they
+/// are gone through one by one.
 const MAX_VALUES: usize = 1 << 24;
 
 // Types of values in the file.

@@ -172,19 +172,20 @@ unsafe fn multiply<L: Lanes, P: Pack, const R: usize, const T: usize>(
                 let scale = L::splat(*x.scales.add(at));
                 for r in 0..R {
                     let tile = tiles.add(r);
-                    let scales = (*tile).scales[block];
-                    let minima = (*tile).minima[block];
+                    // Without a scale for each half only the first of both was written.
+                    let scales = &raw const (*tile).scales[block];
+                    let minima = &raw const (*tile).minima[block];
                     let sum = &mut sums[t][r];
                     if P::HALVES {
-                        let first = L::mul(L::float(halves[0][t][r]), scales[0]);
-                        let both = L::fma(L::float(halves[1][t][r]), scales[1], first);
+                        let first = L::mul(L::float(halves[0][t][r]), (*scales)[0]);
+                        let both = L::fma(L::float(halves[1][t][r]), (*scales)[1], first);
                         *sum = L::fma(both, scale, *sum);
-                        *sum = L::fnma(minima[0], L::splat(*x.halves.add(2 * at)), *sum);
-                        *sum = L::fnma(minima[1], L::splat(*x.halves.add(2 * at + 1)), *sum);
+                        *sum = L::fnma((*minima)[0], L::splat(*x.halves.add(2 * at)), *sum);
+                        *sum = L::fnma((*minima)[1], L::splat(*x.halves.add(2 * at + 1)), *sum);
                     } else {
-                        let products = L::mul(L::float(halves[1][t][r]), scales[0]);
+                        let products = L::mul(L::float(halves[1][t][r]), (*scales)[0]);
                         *sum = L::fma(products, scale, *sum);
-                        *sum = L::fnma(minima[0], L::splat(*x.sums.add(at)), *sum);
+                        *sum = L::fnma((*minima)[0], L::splat(*x.sums.add(at)), *sum);
                     }
                 }
             }

@@ -20,10 +20,11 @@ use nix::libc;
 
 use crate::demo;
 
-/// Computes a step of two tokens, during which `meddle` is called after each layer with its number.
+/// Computes a step, during which `meddle` is called after each layer with its number.
 fn step(
     model: &Model,
     sequence: &mut Sequence,
+    tokens: &[u32],
     meddle: impl Fn(usize) + Send + Sync + 'static,
 ) -> Result<Vec<f32>, Error> {
     let pool = Pool::new(&Settings { threads: 2, ..Settings::default() }).unwrap();
@@ -33,13 +34,13 @@ fn step(
         assert!(name.starts_with("nestd-compute-"), "{name}");
         meddle(layer.fetch_add(1, Ordering::Relaxed));
     });
-    let part = Part { sequence, tokens: &[2, 5], logits: Logits::Last };
+    let part = Part { sequence, tokens, logits: Logits::Last };
     runner.step(model, &model.full(), &mut [part]).map(|logits| logits.to_vec())
 }
 
 fn open(path: &Path) -> (Model, Sequence) {
     let model = Model::open(path).unwrap();
-    let sequence = Sequence::new(&Shape::new(model.config(), 64, Store::F16));
+    let sequence = Sequence::new(&Shape::new(model.config(), 1024, Store::F16));
     (model, sequence)
 }
 
@@ -50,14 +51,14 @@ fn a_step_that_meets_missing_pages_is_void() {
     demo::write_gguf(&path, Kind::Q8_0);
     let whole = std::fs::read(&path).unwrap();
     let (model, mut sequence) = open(&path);
-    let right = step(&model, &mut sequence, |_| {}).unwrap();
+    let right = step(&model, &mut sequence, &[2, 5], |_| {}).unwrap();
     assert_eq!((right.len(), sequence.len()), (1536, 2));
 
     let (model, mut sequence) = open(&path);
     let file = Arc::new(File::options().write(true).open(&path).unwrap());
     let (len, time) = (whole.len() as u64, file.metadata().unwrap().modified().unwrap());
     let cut = Arc::clone(&file);
-    let result = step(&model, &mut sequence, move |layer| match layer {
+    let result = step(&model, &mut sequence, &[2, 5], move |layer| match layer {
         5 => cut.set_len(8192).unwrap(),
         // The file is as long and as old as before, so that the only trace is what the handler noted:
         // without layers 6 to 20 of it, kernels read zeros.
@@ -72,10 +73,32 @@ fn a_step_that_meets_missing_pages_is_void() {
     let is = file.metadata().unwrap();
     assert_eq!((is.len(), is.modified().unwrap()), (len, time), "the test hides the cut");
     // From then on nothing is computed, until the model is loaded again.
-    assert!(matches!(step(&model, &mut sequence, |_| {}), Err(Error::FileChanged)));
+    assert!(matches!(step(&model, &mut sequence, &[2, 5], |_| {}), Err(Error::FileChanged)));
     std::fs::write(&path, &whole).unwrap();
     let (model, mut sequence) = open(&path);
-    assert_eq!(step(&model, &mut sequence, |_| {}).unwrap(), right);
+    assert_eq!(step(&model, &mut sequence, &[2, 5], |_| {}).unwrap(), right);
+}
+
+#[test]
+fn a_void_step_has_written_over_what_its_sequence_could_be_cut_back_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("demo.gguf");
+    demo::write_gguf(&path, Kind::Q8_0);
+    let (model, mut sequence) = open(&path);
+    for _ in 0..7 {
+        step(&model, &mut sequence, &[5; 100], |_| {}).unwrap();
+    }
+    // The rings hold a window of 512 and 128 more.
+    assert_eq!((sequence.len(), sequence.shortest()), (700, 700 - 128));
+    let file = File::options().write(true).open(&path).unwrap();
+    let result = step(&model, &mut sequence, &[5; 100], move |layer| {
+        if layer == 5 {
+            file.set_len(8192).unwrap();
+        }
+    });
+    assert!(matches!(result, Err(Error::FileChanged)), "{result:?}");
+    assert_eq!((sequence.len(), sequence.shortest()), (700, 700 - 28));
+    assert!(!sequence.truncate(650) && sequence.truncate(680));
 }
 
 /// Says what the child process does.

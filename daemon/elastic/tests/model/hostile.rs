@@ -138,6 +138,30 @@ fn a_list_of_too_many_values_is_refused_before_it_is_read() {
 }
 
 #[test]
+fn a_header_has_an_end() {
+    let mut writer = Writer::default();
+    writer.pair("a.text", &Entry::String("x".into()));
+    let mut head = Vec::new();
+    writer.write(&mut head, |_, _, _, _| Ok(())).unwrap();
+    let len = find(&head, b"a.text") + 6 + 4;
+    // A file of holes, of which all would be text.
+    let mut file = vec![0; (256 << 20) + 4096];
+    file[..head.len()].copy_from_slice(&head);
+    for (bytes, fits) in [(1000, true), (255 << 20, true), (256 << 20, false)] {
+        file[len..len + 8].copy_from_slice(&u64::to_le_bytes(bytes));
+        let header = Header::read(&file).map_err(|error| error.to_string());
+        let text =
+            header.as_ref().map(|header| header.value("a.text").unwrap().as_str().unwrap().len());
+        match text {
+            Ok(text) => assert!(fits && text as u64 == bytes, "{bytes}"),
+            Err(said) => {
+                assert!(!fits && said.starts_with("a.text: its value is cut off"), "{said}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_model_without_a_tensor_or_of_another_shape_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("demo.gguf");
