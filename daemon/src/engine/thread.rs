@@ -29,9 +29,16 @@ struct Views {
 }
 
 type Viewing = Arc<Mutex<Views>>;
-/// Sessions that ended since the last step. Clients make them as they like, so they take no room that
-/// commands need.
-type Forgotten = Arc<Mutex<Vec<u64>>>;
+/// Sessions that ended since the last step. Clients make and end them as they like, so all of them together
+/// have one command that wakes the thread.
+#[derive(Default)]
+struct Forgotten {
+    sessions: Vec<u64>,
+    /// That command is under way.
+    told: bool,
+}
+
+type Forgetting = Arc<Mutex<Forgotten>>;
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 /// What the engine thread can be told. Each says when it is legal; else it is answered with an error.
@@ -78,7 +85,7 @@ pub enum Keep {
 pub struct Handle {
     commands: SyncSender<Command>,
     viewing: Viewing,
-    forgotten: Forgotten,
+    forgotten: Forgetting,
     pulse: Pulse,
 }
 
@@ -86,7 +93,7 @@ pub struct Handle {
 pub fn spawn() -> std::io::Result<(Handle, oneshot::Receiver<Infallible>)> {
     let (commands, receiver) = sync_channel(COMMANDS);
     let (alive, ended) = oneshot::channel();
-    let (viewing, forgotten) = (Viewing::default(), Forgotten::default());
+    let (viewing, forgotten) = (Viewing::default(), Forgetting::default());
     let (viewed, forgets) = (Arc::clone(&viewing), Arc::clone(&forgotten));
     let pulse = Pulse::default();
     let shown = pulse.clone();
@@ -126,9 +133,10 @@ impl Handle {
 
     /// Has what was kept of a session forgotten.
     pub fn forget(&self, session: u64) {
-        self.forgotten.lock().unwrap_or_else(PoisonError::into_inner).push(session);
+        let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        forgotten.sessions.push(session);
         // With no room for it there are commands, and the thread looks before each.
-        let _ = self.commands.try_send(Command::Forget);
+        forgotten.told = forgotten.told || self.commands.try_send(Command::Forget).is_ok();
     }
 
     /// Gives the model's memory back. Takes as long as it takes: a timeout would leave the caller with
@@ -197,11 +205,12 @@ pub(super) fn not_loaded() -> Error {
     Error::ModelNotLoaded { problem: "it was unloaded just now".into() }
 }
 
-fn run(commands: &Receiver<Command>, viewing: &Viewing, forgotten: &Forgotten, pulse: &Pulse) {
+fn run(commands: &Receiver<Command>, viewing: &Viewing, forgotten: &Forgetting, pulse: &Pulse) {
+    let forgotten = || forgotten.lock().unwrap_or_else(PoisonError::into_inner);
     let mut engine: Option<Box<dyn Engine>> = None;
     loop {
         pulse.thread.begin(Duration::ZERO);
-        let ended = std::mem::take(&mut *forgotten.lock().unwrap_or_else(PoisonError::into_inner));
+        let ended = std::mem::take(&mut forgotten().sessions);
         if let Some(engine) = &mut engine {
             for session in ended {
                 engine.forget(session);
@@ -223,6 +232,7 @@ fn run(commands: &Receiver<Command>, viewing: &Viewing, forgotten: &Forgotten, p
             }
         };
         match command {
+            Ok(Command::Forget) => forgotten().told = false,
             Ok(command) => {
                 pulse.thread.begin(command.patience());
                 obey(command, &mut engine, viewing, pulse);
@@ -267,6 +277,7 @@ fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>, viewing: &Viewin
                 engine.prepare(&size);
             }
         }
+        // The loop looks for them.
         Command::Forget => {}
         Command::Unload { reply } => {
             *engine = None;
@@ -277,5 +288,42 @@ fn obey(command: Command, engine: &mut Option<Box<dyn Engine>>, viewing: &Viewin
             Some(engine) => engine.start(*job),
             None => job.sink.fail(not_loaded()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_that_end_take_no_room_from_commands() {
+        let (commands, receiver) = sync_channel(COMMANDS);
+        let (viewing, forgotten) = (Viewing::default(), Forgetting::default());
+        let pulse = Pulse::default();
+        let handle = Handle {
+            commands,
+            viewing: Arc::clone(&viewing),
+            forgotten: Arc::clone(&forgotten),
+            pulse: pulse.clone(),
+        };
+        // The thread is in a step.
+        (0..1000).for_each(|session| handle.forget(session));
+        (1..COMMANDS).for_each(|_| handle.prepare("E2B".into()).unwrap());
+        assert!(handle.prepare("E2B".into()).is_err(), "the channel is full");
+
+        let thread = std::thread::spawn({
+            let (forgotten, pulse) = (Arc::clone(&forgotten), pulse.clone());
+            move || run(&receiver, &viewing, &forgotten, &pulse)
+        });
+        // What ends later wakes it again.
+        while forgotten.lock().unwrap().told {
+            std::thread::yield_now();
+        }
+        handle.forget(1000);
+        while !forgotten.lock().unwrap().sessions.is_empty() {
+            std::thread::yield_now();
+        }
+        drop(handle);
+        thread.join().unwrap();
     }
 }
