@@ -42,6 +42,7 @@ fn ends(id: u64, buffer_bytes: usize, recorder: Option<Recorder>) -> (Sink, Even
         buffer_bytes,
         accepted: Instant::now(),
         cancelled: CancellationToken::new(),
+        ended: CancellationToken::new(),
         inner: Mutex::default(),
     });
     (Sink { shared: Arc::clone(&shared) }, Events { shared })
@@ -72,6 +73,8 @@ struct Shared {
     accepted: Instant,
     /// Cancelled once, with the cause in `inner`; the engine watches it.
     cancelled: CancellationToken,
+    /// Cancelled when the last event is in the queue.
+    ended: CancellationToken,
     inner: Mutex<Inner>,
 }
 
@@ -80,8 +83,6 @@ struct Inner {
     events: VecDeque<Event>,
     /// Of unread text and log-probabilities.
     text_bytes: usize,
-    /// The last event is in the queue, or was read.
-    ended: bool,
     /// The last event was read.
     drained: bool,
     cause: Option<Cause>,
@@ -122,6 +123,10 @@ impl Shared {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn lagged(&self) -> Error {
+        Error::Lagged { buffer_bytes: self.buffer_bytes as u64 }
+    }
+
     fn cancel(&self, cause: Cause) {
         self.lock().cause.get_or_insert(cause);
         self.cancelled.cancel();
@@ -129,7 +134,7 @@ impl Shared {
 
     fn push(&self, event: Event) {
         let mut inner = self.lock();
-        if inner.ended {
+        if self.ended.is_cancelled() {
             return;
         }
         let ends = matches!(event, Event::Finished(_) | Event::Failed(_));
@@ -148,7 +153,6 @@ impl Shared {
             then(&event, answer);
             inner = self.lock();
         }
-        inner.ended = ends;
         log_end(self.id, &event);
         if let Some(recorder) = &self.recorder {
             recorder.ended(&event);
@@ -174,6 +178,9 @@ impl Shared {
                 }
                 inner.events.push_back(event);
             }
+        }
+        if ends {
+            self.ended.cancel();
         }
         let lagged = inner.text_bytes > self.buffer_bytes;
         if let Some(reader) = inner.reader.take() {
@@ -318,9 +325,7 @@ impl Drop for Sink {
                 Some(Cause::Client) => finished(FinishReason::Cancelled),
                 Some(Cause::Deadline) => finished(FinishReason::Deadline),
                 Some(Cause::Shutdown) => Event::Failed(Error::ShuttingDown),
-                Some(Cause::Lagged) => {
-                    Event::Failed(Error::Lagged { buffer_bytes: self.shared.buffer_bytes as u64 })
-                }
+                Some(Cause::Lagged) => Event::Failed(self.shared.lagged()),
                 None => Event::Failed(Error::Internal("the engine gave the request up".into())),
             }
         };
@@ -458,6 +463,18 @@ impl Events {
     #[must_use]
     pub fn stopper(&self) -> Stopper {
         Stopper { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Cancelled when the last event is there, read or not.
+    #[must_use]
+    pub fn ended(&self) -> CancellationToken {
+        self.shared.ended.clone()
+    }
+
+    /// What a reader is told that does not read.
+    #[must_use]
+    pub fn lagged(&self) -> Error {
+        self.shared.lagged()
     }
 }
 

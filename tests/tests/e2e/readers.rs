@@ -51,6 +51,24 @@ async fn a_reader_that_falls_too_far_behind_is_told() {
 }
 
 #[tokio::test]
+async fn nor_does_one_whose_answer_is_whole_before_it_lags() {
+    let daemon = Builder::sim().set("sim.tokens_per_s", "1_000_000.0").start();
+    let client = daemon.dbus().await;
+    let Client::Dbus(dbus) = &client else { unreachable!() };
+    let before = daemon.descriptors();
+    // More than a pipe holds, and less than the daemon does.
+    let request = ask(("x".repeat(500) + " ").repeat(400));
+    let (reader, writer) = std::io::pipe().unwrap();
+    let events = dbus.generate_to_fd(writer.as_fd(), request).await.unwrap();
+    drop(writer);
+    let ended = tokio::time::timeout(Duration::from_secs(60), collect(events)).await;
+    let error = ended.expect("the reader is told that it lagged").unwrap_err();
+    assert_eq!(error.reason(), Some(ErrorReason::Lagged), "{error}");
+    assert!(daemon.descriptors() <= before, "the daemon keeps its end open");
+    drop(reader);
+}
+
+#[tokio::test]
 async fn a_pipe_that_nobody_reads_keeps_no_end_waiting() {
     let daemon = Builder::sim()
         .set("sim.tokens_per_s", "5000.0")

@@ -5,6 +5,7 @@
 
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::sys::socket::{
@@ -14,12 +15,16 @@ use nix::sys::socket::{
 use nix::sys::stat::{SFlag, fstat};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::descriptors::{awaited, write_now};
 use crate::types::Error;
 
 /// Text that is spliced at once: what a pipe of the usual size holds whole.
 const PIECE: usize = 4096;
+/// How long a reader may take nothing of an answer that is whole.
+const UNREAD: Duration = Duration::from_secs(30);
 
 /// A descriptor that can be waited for.
 pub(super) struct Pipe {
@@ -60,8 +65,9 @@ impl Pipe {
         Ok(Self { fd, way })
     }
 
-    /// Writes all of it, as fast as it is read.
-    pub(super) async fn write(&mut self, text: &str) -> io::Result<()> {
+    /// Writes all of it, as fast as it is read. When the answer is `over`, nobody waits any more for a reader that
+    /// takes nothing: [`io::ErrorKind::TimedOut`].
+    pub(super) async fn write(&mut self, text: &str, over: &CancellationToken) -> io::Result<()> {
         let Self { fd, way } = self;
         let mut rest = text.as_bytes();
         while !rest.is_empty() {
@@ -69,11 +75,12 @@ impl Pipe {
                 Way::Send => {
                     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
                     let sent = |fd: &OwnedFd| Ok(send(fd.as_raw_fd(), rest, flags)?);
-                    fd.async_io(Interest::WRITABLE, sent).await?
+                    within(over, fd.async_io(Interest::WRITABLE, sent)).await?
                 }
                 Way::WriteNow => {
                     let write = |fd: &OwnedFd| write_now(fd.as_fd(), rest);
-                    if let Some(written) = fd.async_io(Interest::WRITABLE, write).await? {
+                    let write = within(over, fd.async_io(Interest::WRITABLE, write));
+                    if let Some(written) = write.await? {
                         written
                     } else {
                         let (reader, writer) = io::pipe()?;
@@ -89,7 +96,8 @@ impl Pipe {
                         let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
                         let pass =
                             |fd: &OwnedFd| Ok(splice(&*reader, None, fd, None, left, flags)?);
-                        left = left.saturating_sub(fd.async_io(Interest::WRITABLE, pass).await?);
+                        let pass = within(over, fd.async_io(Interest::WRITABLE, pass));
+                        left = left.saturating_sub(pass.await?);
                     }
                     written
                 }
@@ -97,6 +105,22 @@ impl Pipe {
             rest = rest.get(written..).unwrap_or_default();
         }
         Ok(())
+    }
+}
+
+/// Waits for room, and once the answer is over no longer than [`UNREAD`].
+async fn within<T>(
+    over: &CancellationToken,
+    room: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    let late = async {
+        over.cancelled().await;
+        sleep(UNREAD).await;
+    };
+    tokio::select! {
+        biased;
+        done = room => done,
+        () = late => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
@@ -123,7 +147,7 @@ mod tests {
         let sent = "ä7".repeat(300_000);
         let mut pipe = Pipe::new(fd).unwrap();
         let mut write = Box::pin(async {
-            pipe.write(&sent).await.unwrap();
+            pipe.write(&sent, &CancellationToken::new()).await.unwrap();
             drop(pipe);
         });
         assert!(poll!(&mut write).is_pending());
@@ -166,8 +190,25 @@ mod tests {
         let (other, socket) = UnixStream::pair().unwrap();
         drop((reader, other));
         for fd in [OwnedFd::from(writer), socket.into()] {
-            assert!(Pipe::new(fd).unwrap().write("text").await.is_err());
+            let written = Pipe::new(fd).unwrap().write("text", &CancellationToken::new()).await;
+            assert_eq!(written.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_reads_nothing_is_waited_for_until_the_answer_is_over_and_a_while() {
+        let (reader, writer) = io::pipe().unwrap();
+        let mut pipe = Pipe::new(writer.into()).unwrap();
+        let (over, text) = (CancellationToken::new(), "text".repeat(300_000));
+        let mut write = Box::pin(pipe.write(&text, &over));
+        assert!(poll!(&mut write).is_pending());
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert!(poll!(&mut write).is_pending());
+        over.cancel();
+        let began = tokio::time::Instant::now();
+        assert_eq!(write.await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(began.elapsed().as_secs(), UNREAD.as_secs());
+        drop(reader);
     }
 
     #[tokio::test]

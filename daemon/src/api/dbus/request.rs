@@ -1,6 +1,7 @@
 //! `org.nestd.Request1`: one request's object, and the task that turns its events into signals to its
 //! caller, or into text in a pipe. The documentation is in proto/dbus/org.nestd.Request1.xml.
 
+use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -200,8 +201,14 @@ async fn forward(
     emitter: &SignalEmitter<'_>,
     outcome: &Outcome,
 ) -> zbus::Result<()> {
-    let mut cut = false;
+    let (mut cut, mut unread) = (false, false);
+    let over = events.ended();
     while let Some(event) = events.next().await {
+        // The text that its reader left is not in the answer.
+        let event = match event {
+            Event::Finished(_) if unread => Event::Failed(events.lagged()),
+            event => event,
+        };
         match event {
             Event::Queued { position } => Request::queued(emitter, position).await?,
             Event::Loading { fraction } => Request::loading(emitter, fraction).await?,
@@ -227,12 +234,17 @@ async fn forward(
                 Some(_) if cut => {}
                 Some(open) => tokio::select! {
                     biased;
-                    written = open.write(&text.delta) => {
-                        if let Err(error) = written {
+                    written = open.write(&text.delta, &over) => match written {
+                        Ok(()) => {}
+                        Err(error) if error.kind() == ErrorKind::TimedOut => {
+                            tracing::debug!(request = events.id(), "the pipe's reader does not read");
+                            (cut, unread) = (true, true);
+                        }
+                        Err(error) => {
                             tracing::debug!(request = events.id(), %error, "the pipe's reader is gone");
                             events.stopper().cancel();
                         }
-                    }
+                    },
                     // It is full, and the end is not to wait for who may never read. Nothing may follow
                     // what was cut.
                     () = events.stopper().stopped() => cut = true,
