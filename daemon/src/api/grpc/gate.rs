@@ -2,6 +2,7 @@
 //! checked, and what it may send is bounded, before anything of the request is decoded.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::future::{Either, Ready, ready};
@@ -10,24 +11,35 @@ use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tower::{Layer, Service};
 
-use super::body::Bounded;
+use super::body::{Bounded, Incoming};
 use super::connection::Peer;
 use super::error::status;
 use crate::api::Core;
 use crate::api::access::{CALLS, Call};
+use crate::types::Client;
 
 /// What a message holds that has no text.
 const SMALL_BYTES: usize = 64 << 10;
 
 /// Puts the check around the services.
 #[derive(Clone)]
-pub(super) struct Checks(pub(super) Core);
+pub(super) struct Checks {
+    core: Core,
+    incoming: Incoming,
+}
+
+impl Checks {
+    pub(super) fn new(core: Core) -> Self {
+        Self { core, incoming: Incoming::default() }
+    }
+}
 
 impl<S> Layer<S> for Checks {
     type Service = Checked<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Checked { core: self.0.clone(), inner }
+        let Self { core, incoming } = self.clone();
+        Checked { core, incoming, inner }
     }
 }
 
@@ -35,6 +47,7 @@ impl<S> Layer<S> for Checks {
 #[derive(Clone)]
 pub(super) struct Checked<S> {
     core: Core,
+    incoming: Incoming,
     inner: S,
 }
 
@@ -52,14 +65,14 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         match check(&self.core, &request) {
-            Ok(call) => {
+            Ok((call, client)) => {
+                let longest = self.core.message_bytes();
                 let most = match call.grpc.split_once('/') {
-                    Some(("nestd.v1.Inference" | "nestd.v1.Sessions", _)) => {
-                        self.core.message_bytes()
-                    }
+                    Some(("nestd.v1.Inference" | "nestd.v1.Sessions", _)) => longest,
                     _ => SMALL_BYTES,
                 };
-                let bounded = request.map(|body| Body::new(Bounded::new(body, most)));
+                let share = self.incoming.share(client.account(), longest);
+                let bounded = request.map(|body| Body::new(Bounded::new(body, most, share)));
                 Either::Right(self.inner.call(bounded))
             }
             Err(refused) => Either::Left(ready(Ok(refused.into_http()))),
@@ -67,7 +80,7 @@ where
     }
 }
 
-fn check(core: &Core, request: &Request<Body>) -> Result<&'static Call, Status> {
+fn check(core: &Core, request: &Request<Body>) -> Result<(&'static Call, Arc<Client>), Status> {
     let method = request.uri().path().trim_start_matches('/');
     let call = CALLS.iter().find(|call| call.grpc == method && !method.is_empty());
     let call = call.ok_or_else(|| Status::unimplemented("there is no such method"))?;
@@ -75,7 +88,7 @@ fn check(core: &Core, request: &Request<Body>) -> Result<&'static Call, Status> 
     peer.asks();
     let (client, table) = (peer.client(), core.gate.table());
     if table.allows(&client, call.class) {
-        return Ok(call);
+        return Ok((call, client));
     }
     tracing::info!(%client, method, class = call.class.name(), "refused");
     let error = call.refusal(&table, "");

@@ -65,7 +65,7 @@ async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let checks = Checks(core.clone());
+    let checks = Checks::new(core.clone());
     let api = Api { core, stop: stop.clone() };
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let health = Health::new(reporter, api.core.service.watch()).await;
