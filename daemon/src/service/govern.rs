@@ -10,6 +10,7 @@ use tokio::sync::{OwnedMutexGuard, watch};
 use super::load::Loading;
 use super::requests::lock;
 use super::{Power, Service, Settings, memory, no_background};
+use crate::engine::catalog::Entry;
 use crate::engine::{Constraints, Plan};
 use crate::stream;
 use crate::types::{EngineKind, Error, Loaded, ModelInfo, Priority, State};
@@ -239,13 +240,31 @@ impl Service {
             if service.status.borrow().state != State::Parked {
                 return;
             }
-            let size = service.preferred(&plan.model, &plan.info);
-            let fresh = Plan { size: size.unwrap_or_else(|| plan.size.clone()), ..plan };
-            let loading = service.silent(fresh, service.settings());
-            service.pause(&loading.plan.model);
-            // It tells the log and those who wait.
-            let _ = Arc::clone(&service).run_load(loading, guard).await;
+            let settings = service.settings();
+            match service.again(&plan, &settings).await {
+                Ok(plan) => {
+                    service.pause(&plan.model);
+                    // It tells the log and those who wait.
+                    let loading = service.silent(plan, settings);
+                    let _ = Arc::clone(&service).run_load(loading, guard).await;
+                }
+                Err(error) => {
+                    tracing::error!(model = plan.model, %error, "it does not come back");
+                    service.put_away(plan, &error.to_string());
+                    service.queue.refuse_waiting(Priority::Interactive, &error);
+                }
+            }
         });
+    }
+
+    /// What left memory, as its file and the settings are now.
+    async fn again(&self, parked: &Plan, settings: &Settings) -> Result<Plan, Error> {
+        let Entry { model, path, written, info } = self.choose(&parked.model, settings).await?;
+        let info = info?;
+        let names = || info.sizes.iter().map(|size| &size.name);
+        let same = names().find(|name| **name == parked.size).or_else(|| names().next()).cloned();
+        let size = self.preferred(&model, &info).or(same).unwrap_or_default();
+        Ok(Plan { model, path, written, info, size, settings: settings.catalog.engine.clone() })
     }
 
     /// The size that the chooser wants for a model.

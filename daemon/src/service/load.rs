@@ -135,14 +135,9 @@ impl Service {
             }
             size => resolve_size(&entry.model, &info, "size", size)?,
         };
-        let plan = Plan {
-            model: entry.model,
-            path: entry.path,
-            written: entry.written,
-            info,
-            size,
-            settings: settings.catalog.engine.clone(),
-        };
+        let (model, path, written) = (entry.model, entry.path, entry.written);
+        let engine = settings.catalog.engine.clone();
+        let plan = Plan { model, path, written, info, size, settings: engine };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sink, events) = stream::channel(id, settings.buffer_bytes);
         if self.switch(&plan, "asked for by a client").await? {
@@ -233,7 +228,7 @@ impl Service {
     }
 
     /// The model of that name; without a name the loaded or parked, the configured, or the only one.
-    async fn choose(&self, model: &str, settings: &Settings) -> Result<Entry, Error> {
+    pub(super) async fn choose(&self, model: &str, settings: &Settings) -> Result<Entry, Error> {
         let present = self.held().or_else(|| self.parked()).map(|plan| plan.model);
         let names = [model, present.as_deref().unwrap_or_default(), &settings.model];
         let name = names.into_iter().find(|name| !name.is_empty()).map(str::to_owned);
