@@ -103,10 +103,10 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     systemd.ready();
     tracing::info!(socket, bus = ?config.bus, version = env!("CARGO_PKG_VERSION"), "ready");
 
-    loop {
+    let fault: Option<Fatal> = loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
             _ = hangup.recv() => {
                 systemd.reloading();
                 reload(&config, &layers, &core, &tcp, &log);
@@ -121,11 +121,15 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
                 status.mark_unchanged();
                 systemd.status(line(&service.report()));
             }
-            ended = &mut grpc => return Err(fatal("the gRPC server", ended)),
-            ended = tcp.ended() => return Err(fatal("the gRPC server on TCP", ended)),
-            ended = &mut dbus => return Err(fatal("the D-Bus connection", ended)),
-            _ = &mut engine_ended => return Err("the engine thread has ended".into()),
+            ended = &mut grpc => break Some(fatal("the gRPC server", ended)),
+            ended = tcp.ended() => break Some(fatal("the gRPC server on TCP", ended)),
+            ended = &mut dbus => break Some(fatal("the D-Bus connection", ended)),
+            _ = &mut engine_ended => break Some("the engine thread has ended".into()),
         }
+    };
+    if let Some(fault) = fault {
+        keep(&service).await;
+        return Err(fault);
     }
 
     tracing::info!("stopping");
@@ -133,27 +137,33 @@ pub async fn run(config: Config, layers: Layers) -> Result<(), Fatal> {
     systemd.stopping(service.drain_time() + CLOSE + KEEP);
     service.drain().await;
     stop.cancel();
-    let closed = async {
-        if let Some(told) = told {
-            told.await;
-        }
-        close(grpc, metrics, tcp).await;
-    };
-    if tokio::time::timeout(CLOSE, closed).await.is_err() {
+    if tokio::time::timeout(CLOSE, close(told, grpc, metrics, tcp)).await.is_err() {
         tracing::warn!("clients that do not close their connections are cut off");
     }
     dbus.abort();
-    service.sessions().kept().await;
+    keep(&service).await;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// Waits until all that listens, told to stop, has closed its connections.
+/// Waits until sessions are on disk: clients are told the end of a turn before it is.
+async fn keep(service: &Service) {
+    if tokio::time::timeout(KEEP, service.sessions().kept()).await.is_err() {
+        tracing::error!("sessions are not all on disk, which takes too long");
+    }
+}
+
+/// Waits until callers on the bus are told the ends of their requests, and all that listens, told to stop, has
+/// closed its connections.
 async fn close(
+    told: Option<impl Future<Output = ()>>,
     grpc: JoinHandle<Result<(), Fatal>>,
     metrics: Option<JoinHandle<()>>,
     mut tcp: tcp::Served,
 ) {
+    if let Some(told) = told {
+        told.await;
+    }
     let _ = grpc.await;
     if let Some(metrics) = metrics {
         let _ = metrics.await;

@@ -277,12 +277,23 @@ impl Config {
             keys.push("metrics.listen");
         }
         let sensors = |config: &Self| {
-            let Governor { battery, temperature_sensors, poll_s, proc, sys, replay, .. } =
-                config.governor.clone();
-            (battery, temperature_sensors, poll_s, proc, sys, replay)
+            let Governor {
+                battery,
+                temperature_sensors,
+                poll_s,
+                proc,
+                sys,
+                replay,
+                replay_speed,
+                ..
+            } = config.governor.clone();
+            (battery, temperature_sensors, poll_s, proc, sys, replay, replay_speed)
         };
         if sensors(self) != sensors(new) {
             keys.push("governor (its sensors)");
+        }
+        if self.governor.state_file != new.governor.state_file {
+            keys.push("governor.state_file");
         }
         if new.governor.enabled && !self.governor.enabled {
             keys.push("governor.enabled");

@@ -187,13 +187,11 @@ impl Governor {
         self.state().snapshot = snapshot;
     }
 
-    /// Applies new settings.
+    /// Applies new settings. The pin stays where it is.
     pub fn configure(&self, settings: Settings) {
         let mut state = self.state();
-        if settings.enabled && state.settings.state_file != settings.state_file {
-            state.pin = pin::read(&settings.state_file);
-        }
-        state.settings = settings;
+        let state_file = std::mem::take(&mut state.settings.state_file);
+        state.settings = Settings { state_file, ..settings };
         drop(state);
         self.poke.notify_one();
     }

@@ -133,10 +133,15 @@ impl Governor {
         drop(state);
         let why = match holds.no_background() {
             Some(hold) => format!("{}: {}", hold.client, hold.reason),
-            None if decision.cause == Cause::Pin => {
-                format!("the device is at level {}", decision.level.name())
-            }
-            None => decision.reason.clone(),
+            // The reason is the size's; where no reading makes that, it is not why there is no background work.
+            None => match decision.cause {
+                Cause::Plenty | Cause::Memory | Cause::Hold | Cause::Pin | Cause::Idle => {
+                    format!("the device is at level {}", decision.level.name())
+                }
+                Cause::Battery | Cause::Temperature | Cause::Pressure | Cause::PowerProfile => {
+                    decision.reason.clone()
+                }
+            },
         };
         self.service.allow(Allowance {
             max_context: decision.max_context,

@@ -89,7 +89,10 @@ pub(super) fn options(options: Options) -> Result<Decoded, Error> {
             "max_tokens" => stopping.max_tokens = take(&key, value)?,
             "stop" => stopping.stop = take(&key, value)?,
             "deadline_ms" => stopping.deadline_ms = take(&key, value)?,
-            "json_schema" => *json_schema = Some(take(&key, value)?),
+            "json_schema" => {
+                *json_schema =
+                    Some(take(&key, value)?).filter(|schema: &String| !schema.is_empty());
+            }
             "top_logprobs" => *top_logprobs = Some(take(&key, value)?),
             "handle_token" => *handle_token = Some(take(&key, value)?),
             "priority" => *priority = urgency(&take::<String>(&key, value)?)?,

@@ -150,10 +150,11 @@ impl v1::models_server::Models for Api {
         let client = client(&request);
         let v1::LoadModelRequest { model, size } = request.into_inner();
         let events = self.core.governor.load(&client, &model, &size).await.map_err(refuse)?;
-        let progress = events.map(Ok).try_filter_map(|event| async {
+        let id = events.id();
+        let progress = events.map(Ok).try_filter_map(move |event| async move {
             match event {
                 Event::Loading { fraction } => Ok(Some(v1::LoadModelEvent { fraction })),
-                Event::Failed(error) => Err(refuse(error)),
+                Event::Failed(error) => Err(failed(&error, id)),
                 _ => Ok(None),
             }
         });
