@@ -371,6 +371,20 @@ async fn a_model_that_cannot_come_back_is_told_and_tried_again() {
 }
 
 #[tokio::test]
+async fn a_model_comes_back_with_the_settings_that_are_in_force() {
+    let (folder, _) = models();
+    let device = Device::default();
+    let daemon = device.governs(builder(&folder)).set("governor.idle_unload_s", "1").start();
+    let client = daemon.grpc().await;
+    until(&client, |status| status.state() == State::Parked).await;
+    daemon.change("model.context_tokens", "1024");
+    let events = collect(client.generate(ask(QUESTION)).await.unwrap()).await.unwrap();
+    assert_eq!(text(&events), ANSWER);
+    let limits = client.status().await.unwrap().limits.unwrap();
+    assert_eq!(limits.context_tokens, 1024);
+}
+
+#[tokio::test]
 async fn a_session_goes_on_with_its_cache_at_any_size() {
     let (_folder, _, daemon, client) = demo().await;
     let sizes = client.status().await.unwrap().available_sizes;
