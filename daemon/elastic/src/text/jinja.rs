@@ -7,10 +7,12 @@ use minijinja::value::{Rest, Value};
 use minijinja::{Environment, Error, ErrorKind, State, filters, functions, tests};
 use minijinja_contrib::pycompat;
 
-use super::guard::Guard;
+use super::guard::{Guard, invalid};
 
 /// How a template's own complaint is told from an error in it.
 pub(super) const RAISED: &str = "raised: ";
+/// The most characters that are looked for at a text's ends: each is compared with each of them.
+const STRIPPED: usize = 64;
 /// The most numbers that `range` gives.
 const RANGE: i64 = 100_000;
 /// Methods of strings, lists and maps; `format` is missing, as it can make any length.
@@ -56,7 +58,10 @@ pub(super) fn environment<'a>() -> Environment<'a> {
     env.set_unknown_method_callback(method);
     add_filters(&mut env);
     add_tests(&mut env);
-    env.add_function("namespace", functions::namespace);
+    env.add_function("namespace", |state: &State, defaults: Option<Value>| {
+        let keep = |value: Value| Guard::of(state)?.keep(&Value::UNDEFINED, &value);
+        functions::namespace(defaults.map(keep).transpose()?)
+    });
     env.add_function("dict", functions::dict);
     env.add_function("range", range);
     env.add_function("raise_exception", |why: String| -> Result<Value, Error> {
@@ -68,6 +73,7 @@ pub(super) fn environment<'a>() -> Environment<'a> {
 fn add_filters(env: &mut Environment) {
     env.add_filter("trim", |state: &State, value: Value, chars: Option<String>| {
         let chars: Option<Vec<char>> = chars.map(|chars| chars.chars().collect());
+        stripped(chars.as_ref().map_or(0, Vec::len))?;
         text(state, &value, |text| match chars {
             Some(chars) => text.trim_matches(chars.as_slice()).to_owned(),
             None => text.trim().to_owned(),
@@ -160,8 +166,12 @@ fn add_tests(env: &mut Environment) {
     env.add_test("false", tests::is_false);
     env.add_test("odd", tests::is_odd);
     env.add_test("even", tests::is_even);
-    env.add_test("divisibleby", tests::is_divisibleby);
-    env.add_test("in", tests::is_in);
+    env.add_test("divisibleby", divisible);
+    env.add_test("in", |state: &State, value: &Value, other: &Value| {
+        // A list of values may be tested against a long text.
+        Guard::of(state)?.step()?;
+        tests::is_in(state, value, other)
+    });
     env.add_test("startingwith", tests::is_startingwith);
     env.add_test("endingwith", tests::is_endingwith);
     for name in ["eq", "equalto", "=="] {
@@ -189,11 +199,29 @@ fn text(
     })
 }
 
+/// Whether so many characters may be looked for at a text's ends.
+fn stripped(chars: usize) -> Result<(), Error> {
+    if chars > STRIPPED {
+        return Err(invalid("the template strips too many characters"));
+    }
+    Ok(())
+}
+
+/// The library's panics where there is no remainder.
+fn divisible(value: &Value, other: &Value) -> Result<bool, Error> {
+    match (i128::try_from(value.clone()), i128::try_from(other.clone())) {
+        (Ok(value), Ok(other)) => value
+            .checked_rem(other)
+            .map(|rest| rest == 0)
+            .ok_or_else(|| invalid("the template divides by 0")),
+        _ => Ok(tests::is_divisibleby(value, other)),
+    }
+}
+
 /// As Python's, but not without an end.
 fn range(from: i64, to: Option<i64>, step: Option<i64>) -> Result<Value, Error> {
     let (from, to) = to.map_or((0, from), |to| (from, to));
     let step = step.unwrap_or(1);
-    let invalid = |why| Error::new(ErrorKind::InvalidOperation, why);
     if step == 0 {
         return Err(invalid("a range cannot take steps of 0"));
     }
@@ -245,6 +273,13 @@ fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Va
             let (text, from, to) = (value.as_str(), from.as_str(), to.as_str());
             let [text, from, to] = [text, from, to].map(Option::unwrap_or_default);
             replaced(&guard, text, from, to)?;
+        }
+        ("strip" | "lstrip" | "rstrip", [chars, ..]) => {
+            stripped(chars.as_str().map_or(0, |chars| chars.chars().count()))?;
+        }
+        // It is found at the same place for ever.
+        ("count", [part, ..]) if value.as_str().is_some() && part.as_str() == Some("") => {
+            return Err(invalid("the template counts an empty text"));
         }
         ("join", [parts, ..]) => joined(&guard, parts, value.as_str().unwrap_or_default().len())?,
         _ => {}

@@ -6,13 +6,14 @@
 //! another of the same length; a control token counts where both renderings have it.
 
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use minijinja::value::Value;
 use minijinja::{ErrorKind, context};
 
 use super::guard::{self, Guard, Refused};
 use super::jinja::{self, RAISED};
-use super::tokenizer::{Special, Tokenizer, spaced};
+use super::tokenizer::{Kind, Special, Tokenizer, spaced};
 
 /// Gemma's format, for files that have no template.
 const GEMMA: &str = "\
@@ -59,8 +60,9 @@ pub enum Error {
     /// A role that could be more than a name.
     #[error("{0:?} is no role")]
     Role(String),
-    /// A text has a control token in it, and what the template does with it cannot be told.
-    #[error("a text contains a control token of the model")]
+    /// A text has a control token in it or the template may make one of it, and which is which cannot be
+    /// told.
+    #[error("a text contains or becomes a control token of the model")]
     Forged,
 }
 
@@ -76,8 +78,10 @@ impl Template {
     /// Reads a template; `bos` and `eos` are what it knows as `bos_token` and `eos_token`.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, Error> {
         let template = Self { source: guard::guarded(source)?, bos: bos.into(), eos: eos.into() };
-        let parsed = jinja::environment().template_from_str(&template.source).map(drop);
-        parsed.map_err(|error| Error::Broken(error.to_string()))?;
+        caught(|| {
+            let parsed = jinja::environment().template_from_str(&template.source).map(drop);
+            parsed.map_err(|error| Error::Broken(error.to_string()))
+        })?;
         Ok(template)
     }
 
@@ -107,10 +111,12 @@ impl Template {
             ("eos_token", self.eos.as_str().into()),
         ]);
         context.insert(guard::NAME, Value::from_dyn_object(guard));
-        let env = jinja::environment();
-        env.template_from_str(&self.source)
-            .and_then(|template| template.render_captured_to(context, &mut out).map(drop))
-            .map_err(|error| failed(&error))?;
+        caught(|| {
+            let env = jinja::environment();
+            env.template_from_str(&self.source)
+                .and_then(|template| template.render_captured_to(context, &mut out).map(drop))
+                .map_err(|error| failed(&error))
+        })?;
         String::from_utf8(out.text).map_err(|error| Error::Failed(error.to_string()))
     }
 
@@ -127,9 +133,17 @@ impl Template {
                 let both = (prompt.get(at.clone()), hidden.get(at));
                 matches!(both, (Some(shown), Some(hidden)) if shown == hidden)
             }),
-            // The template looks into the texts. With nothing to be forged there, it may.
-            _ if turns.iter().all(|turn| harmless(tokenizer, turn.text)) => {
-                tokenizer.encode_spaced(&prompt, |_| true)
+            // The template looks into the texts. With nothing to be forged there, it may; but what it
+            // changes there (it leaves characters out, or writes them small) may become a control token,
+            // so these must be those that it has by itself.
+            Ok(hidden) if turns.iter().all(|turn| harmless(tokenizer, turn.text)) => {
+                let tokens = tokenizer.encode_spaced(&prompt, |_| true);
+                let own = tokenizer.encode_spaced(&hidden, |_| true);
+                let control = |id: &&u32| tokenizer.kind(**id) == Some(Kind::Control);
+                if !tokens.iter().filter(control).eq(own.iter().filter(control)) {
+                    return Err(Error::Forged);
+                }
+                tokens
             }
             _ => return Err(Error::Forged),
         };
@@ -159,6 +173,13 @@ impl Write for Limited {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+/// Runs the library, which panics at some templates (`{{ ''[::-1] }}`): that would end the engine's
+/// thread, and so the daemon. All that it works on is dropped, so nothing is left half changed.
+fn caught<T>(run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or_else(|_| Err(Error::Failed("the template library panicked".into())))
 }
 
 fn failed(error: &minijinja::Error) -> Error {
