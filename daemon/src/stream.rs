@@ -8,6 +8,8 @@
 //! Who owns it: the service makes the pair, keeps the sink while the request waits, and gives it to
 //! the engine thread; the transport holds the reader.
 
+mod progress;
+
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,9 +21,8 @@ use futures::Stream;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Recorder;
-use crate::types::{
-    Error, Event, FinishReason, Finished, Stage, Text, Timings, TokenLogprobs, Usage,
-};
+use crate::types::{Error, Event, FinishReason, Finished, Stage, Text, TokenLogprobs, Usage};
+use progress::Progress;
 
 /// Makes the two ends of request `id`, with room for `buffer_bytes` of unread text.
 #[must_use]
@@ -104,18 +105,6 @@ pub type Then = Box<dyn FnOnce(&Event, String) + Send>;
 /// What is called at a request's end with the tokens of its prompt that were computed, and those of its
 /// answer, before its reader sees the end.
 pub type Charge = Box<dyn FnOnce(u32, u32) + Send>;
-
-/// What the engine did so far, for the last event.
-#[derive(Default)]
-struct Progress {
-    usage: Usage,
-    /// Tokens of the prompt that were read, those from a cache included.
-    read_tokens: u32,
-    prefill_began: Option<Instant>,
-    first_token: Option<Instant>,
-    last_token: Option<Instant>,
-    sizes: Vec<String>,
-}
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -333,41 +322,6 @@ impl Drop for Sink {
     }
 }
 
-impl Progress {
-    /// Tokens of the prompt that were computed, and those of the answer.
-    fn computed(&self) -> (u32, u32) {
-        let Usage { prompt_tokens, cached_tokens, completion_tokens } = self.usage;
-        // Before the answer, only a part may have been read.
-        let read = if completion_tokens > 0 { prompt_tokens } else { self.read_tokens };
-        (read.saturating_sub(cached_tokens), completion_tokens)
-    }
-
-    fn finished(&self, reason: FinishReason, accepted: Instant) -> Finished {
-        let rate = |tokens: u32, from: Option<Instant>, to: Option<Instant>| match (from, to) {
-            (Some(from), Some(to)) if to > from => f64::from(tokens) / (to - from).as_secs_f64(),
-            _ => 0.0,
-        };
-        let since_accepted =
-            |at: Option<Instant>| at.map_or(0, |at| micros(at.saturating_duration_since(accepted)));
-        let computed = self.usage.prompt_tokens.saturating_sub(self.usage.cached_tokens);
-        Finished {
-            reason,
-            usage: self.usage,
-            timings: Timings {
-                queue_us: since_accepted(self.prefill_began.or_else(|| Some(Instant::now()))),
-                ttft_us: since_accepted(self.first_token),
-                prefill_tokens_per_s: rate(computed, self.prefill_began, self.first_token),
-                decode_tokens_per_s: rate(
-                    self.usage.completion_tokens.saturating_sub(1),
-                    self.first_token,
-                    self.last_token,
-                ),
-            },
-            sizes: self.sizes.clone(),
-        }
-    }
-}
-
 /// The one line about a request's end. Numbers only: prompts and answers are never logged.
 fn log_end(request: u64, event: &Event) {
     match event {
@@ -383,10 +337,6 @@ fn log_end(request: u64, event: &Event) {
         Event::Failed(error) => tracing::warn!(request, error = error.logged(), "failed"),
         _ => {}
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// How far a request is at one moment.
