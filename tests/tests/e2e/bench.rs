@@ -153,13 +153,14 @@ fn refusals_are_waited_out_counted_and_explained() {
     }
 }
 
-#[test]
-fn an_interrupted_run_tells_what_it_has() {
+#[tokio::test]
+async fn an_interrupted_run_tells_what_it_has() {
     let daemon = Builder::sim().set("sim.tokens_per_s", "2000.0").start();
     let mut child = bench(&daemon, &["--json", "--duration", "600", "--max-tokens", "5"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    daemon.wait_log("accepted").await;
     while daemon.log().matches("accepted").count() < 40 {
         std::thread::sleep(Duration::from_millis(10));
     }
