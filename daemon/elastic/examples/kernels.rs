@@ -152,7 +152,9 @@ fn main() {
         if kernels.name() == "plain" && !wanted.iter().any(|w| w == "plain") {
             continue;
         }
-        for kind in Kind::ALL.into_iter().filter(|kind| wants(kind.name())) {
+        let kinds =
+            Kind::ALL.into_iter().flat_map(|kind| std::iter::once(kind).chain(kind.tiled()));
+        for kind in kinds.filter(|kind| wants(kind.name())) {
             let mut runs: [Vec<f64>; 8] = Default::default();
             for _ in 0..ROUNDS {
                 let mut runs = runs.iter_mut();

@@ -10,7 +10,8 @@
 //! | [`ladder`] | the sizes of a file |
 //! | [`need`] | the memory that a size needs, and what a token costs |
 //! | [`model`] | all of the above as one checked model |
-//! | [`nest`] | files whose narrow sizes have pages of their own |
+//! | [`tiles`] | matrices in the order in which decode reads them |
+//! | [`nest`] | files in that order, whose narrow sizes have pages of their own |
 //! | [`sidefile`] | some matrices by columns, in a file of their own |
 //! | [`residency`] | what of the model is in memory, giving back and reading ahead |
 //! | [`kv`] | the KV caches of one sequence |
@@ -45,3 +46,4 @@ pub mod sizes;
 pub mod synth;
 pub mod tensor;
 pub mod text;
+pub mod tiles;

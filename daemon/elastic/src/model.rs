@@ -89,6 +89,14 @@ impl Down {
     pub fn cols(self) -> usize {
         self.parts().map(|part| part.cols).sum()
     }
+
+    /// Where the part begins in which a size of that width ends, and how many of its columns belong together.
+    fn end(self, width: usize) -> (usize, usize) {
+        let before = self.first.cols;
+        let rest = self.rest.filter(|_| width > before).map(|rest| (before, rest));
+        let (before, part) = rest.unwrap_or((0, self.first));
+        (before, part.kind.block_len())
+    }
 }
 
 pub(crate) struct KeyValue {
@@ -160,12 +168,17 @@ impl Model {
             return Err(wrong(format!("it is not for {} layers", self.weights.layers.len())));
         }
         for (index, (width, layer)) in slice.widths().iter().zip(&self.weights.layers).enumerate() {
-            let (block, cols) = (layer.down.first.kind.block_len(), layer.down.cols());
+            let cols = layer.down.cols();
+            let (before, block) = layer.down.end(width.unwrap_or(0));
+            let rows = layer.gate.kind.rows_together().max(layer.up.kind.rows_together());
+            let whole =
+                |width: usize| (width - before).is_multiple_of(block) && width.is_multiple_of(rows);
             match width {
                 None if index < self.config.own_kv => {
                     return Err(wrong(format!("layer {index} is read by others")));
                 }
-                Some(width) if *width == 0 || *width > cols || width % block != 0 => {
+                Some(width) if *width == 0 || *width > cols || !whole(*width) => {
+                    let block = block.max(rows);
                     return Err(wrong(format!(
                         "the width {width} of layer {index} is no multiple of {block} up to {cols}"
                     )));
@@ -219,6 +232,16 @@ impl Find<'_, '_> {
         self.stack(name, 1, rows, cols)
     }
 
+    /// Fails for a tiled tensor whose rows are read one by one.
+    fn by_rows(name: &str, tensor: Tensor) -> Result<Tensor> {
+        if tensor.kind.is_tiled() {
+            let problem =
+                format!("it is of kind {}, and its rows are read one by one", tensor.kind.name());
+            return Err(Error::format(name, problem));
+        }
+        Ok(tensor)
+    }
+
     fn stack(&self, name: &str, count: usize, rows: usize, cols: usize) -> Result<Tensor> {
         let tensor = self.any(name)?;
         let (is, wanted) = ((tensor.count, tensor.rows, tensor.cols), (count, rows, cols));
@@ -233,7 +256,7 @@ impl Find<'_, '_> {
     }
 
     fn small(&self, name: &str, rows: usize, cols: usize) -> Result<Vec<f32>> {
-        let tensor = self.matrix(name, rows, cols)?;
+        let tensor = Self::by_rows(name, self.matrix(name, rows, cols)?)?;
         let left = self.left.get().checked_sub(rows * cols);
         self.left.set(left.ok_or_else(|| Error::format(name, "the vectors are too large"))?);
         let mut values = vec![0.0; rows * cols];
@@ -257,7 +280,8 @@ impl Find<'_, '_> {
             Some(_) => self.matrix("output.weight", vocabulary, hidden)?,
             None => embedding,
         };
-        let ple_table = self.any("per_layer_token_embd.weight")?;
+        let ple_table = "per_layer_token_embd.weight";
+        let ple_table = Self::by_rows(ple_table, self.any(ple_table)?)?;
         if (ple_table.count, ple_table.cols) != (1, layers * ple) || ple_table.rows > vocabulary {
             let problem = format!("its rows are not {} wide", layers * ple);
             return Err(Error::format("per_layer_token_embd.weight", problem));
@@ -284,7 +308,7 @@ impl Find<'_, '_> {
         let cols = width.saturating_sub(first.cols);
         let first = self.matrix(&nest::first(index), hidden, width - cols)?;
         let rest = self.matrix(&nest::rest(index), hidden, cols)?;
-        if first.kind != rest.kind {
+        if first.kind.untiled() != rest.kind.untiled() {
             return Err(Error::format(
                 nest::rest(index),
                 "its kind is not that of the columns before",
@@ -317,6 +341,10 @@ impl Find<'_, '_> {
             None
         };
         let down = self.down(index, width)?;
+        let mut up = matrix("ffn_up", width, hidden)?;
+        if self.config.sparsity.get(index).is_some_and(Option::is_some) {
+            up = Self::by_rows(&name("ffn_up"), up)?;
+        }
         Ok(Layer {
             attn_norm: vector("attn_norm", hidden)?,
             q: matrix("attn_q", query, hidden)?,
@@ -329,7 +357,7 @@ impl Find<'_, '_> {
             laurel_norm: vector("laurel_post_norm", hidden)?,
             ffn_norm: vector("ffn_norm", hidden)?,
             gate: matrix("ffn_gate", width, hidden)?,
-            up: matrix("ffn_up", width, hidden)?,
+            up,
             down,
             post_ffn_norm: vector("post_ffw_norm", hidden)?,
             router: self.small(&name("altup_router"), altup, hidden)?,

@@ -107,12 +107,14 @@ impl Part {
     fn ranges(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let stride = self.tensor.kind.row_bytes(self.tensor.cols).unwrap_or(0);
         let first = self.tensor.start + self.rows.start * stride;
-        // Whole rows follow each other.
+        // Whole rows follow each other, and of a band of tiles the first columns of all its rows.
+        let together = self.tensor.kind.rows_together();
         let (count, len) = if self.row_bytes == stride {
             (1, self.rows.len() * stride)
         } else {
-            (self.rows.len(), self.row_bytes)
+            (self.rows.len() / together, self.row_bytes * together)
         };
+        let stride = stride * together;
         (0..count).map(move |row| first + row * stride).map(move |start| start..start + len)
     }
 }
@@ -210,7 +212,7 @@ fn pages(ranges: impl IntoIterator<Item = Range<usize>>) -> u64 {
 fn rows_on_demand(table: Option<Tensor>, tokens: usize) -> u64 {
     let page = page_size();
     let Some(table) = table else { return 0 };
-    let row = table.kind.row_bytes(table.cols).unwrap_or(0);
+    let row = table.kind.row_bytes(table.cols).unwrap_or(0) * table.kind.rows_together();
     let each = (row + page).saturating_sub(2) / page + 1;
     let all = (each * page).saturating_mul(tokens.min(table.rows));
     all.min(table.len.next_multiple_of(page)) as u64

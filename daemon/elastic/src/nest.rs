@@ -1,10 +1,15 @@
-//! Nested files: the columns of `ffn_down` that the narrowest size reads apart from the others.
+//! Nested files: a model in the order in which Nestd reads it.
 //!
-//! A row of `ffn_down` has the columns of all sizes side by side, and half a row at 4 bits is no whole
-//! number of pages: a narrow size keeps almost all pages of the wide one in memory. In a nested file
-//! there are two tensors in place of `blk.N.ffn_down.weight`, `blk.N.`[`FIRST`] with the columns of the
-//! narrowest size and `blk.N.`[`REST`] with those behind them, and everything else is as it was. Nothing is
-//! rounded again. Such a file is for this crate only: others miss the tensor by its name.
+//! - Its matrices are tiled ([`crate::tiles`]) where they have whole tiles and are read whole for every token:
+//!   not the per-layer embeddings, nor `ffn_up` in layers with activation sparsity, of which decode
+//!   reads some rows.
+//! - A row of `ffn_down` has the columns of all sizes side by side, and half a row at 4 bits is no whole
+//!   number of pages: a narrow size keeps almost all pages of the wide one in memory. In a nested file
+//!   there are two tensors in place of `blk.N.ffn_down.weight`, `blk.N.`[`FIRST`] with the columns of the
+//!   narrowest size and `blk.N.`[`REST`] with those behind them.
+//!
+//! Everything else is as it was, nothing is rounded again, and the file is as long as before. It is for this
+//! crate only: others do not know the tiled kinds, and miss `ffn_down` by its name.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
@@ -16,6 +21,8 @@ use crate::gguf::{Header, Tensor, Writer};
 use crate::ladder;
 use crate::model::Model;
 use crate::synth::partial;
+use crate::tensor::{Kind, Matrix};
+use crate::tiles;
 
 /// The columns of the narrowest size.
 pub const FIRST: &str = "ffn_down_first.weight";
@@ -46,7 +53,12 @@ pub fn write(from: &Path, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Resu
         return Err(Error::unsupported(name, "a tensor of a kind that is not known here"));
     }
     let cuts = cuts(from, &model)?;
-    let parts = parts(&header, &cuts);
+    let parts = parts(&header, &cuts, &model);
+    if parts.iter().all(Part::is_as_it_was) {
+        let problem = "no size is narrower than the whole model and no matrix can be tiled, or the file is \
+                       nested already";
+        return Err(Error::unsupported(from.display().to_string(), problem));
+    }
     let part = partial(to);
     let io = |source| Error::Io { path: to.to_owned(), source };
     let written = write_file(&part, &model, &header, &parts, progress)
@@ -77,28 +89,52 @@ fn cuts(from: &Path, model: &Model) -> Result<Vec<Option<usize>>> {
         }
     }
     let layers = model.weights.layers.iter().zip(narrowest);
-    let cuts: Vec<_> =
-        layers.map(|(layer, least)| (least < layer.down.first.cols).then_some(least)).collect();
-    if cuts.iter().all(Option::is_none) {
-        let problem = "no size is narrower than the whole model, or the file is nested already";
-        return Err(Error::unsupported(from.display().to_string(), problem));
-    }
-    Ok(cuts)
+    Ok(layers.map(|(layer, least)| (least < layer.down.first.cols).then_some(least)).collect())
 }
 
 /// A tensor to write: some columns of one that is there.
 struct Part {
     name: String,
     tensor: Tensor,
+    /// What it is written as.
+    kind: Kind,
     cols: Range<usize>,
 }
 
-fn parts(header: &Header<'_>, cuts: &[Option<usize>]) -> Vec<Part> {
+impl Part {
+    fn is_as_it_was(&self) -> bool {
+        self.kind == self.tensor.kind && self.cols.len() == self.tensor.cols
+    }
+
+    /// The rows that lie together from this one on, as they are written.
+    fn rows(&self, matrix: &Matrix<'_>, first: usize) -> Vec<u8> {
+        // Cuts are at whole blocks.
+        let bytes = |cols: usize| self.tensor.kind.untiled().row_bytes(cols).unwrap_or(0);
+        let cut = bytes(self.cols.start)..bytes(self.cols.end);
+        let row = |row: usize| {
+            let bytes = matrix.row(first + row);
+            bytes.get(cut.clone()).unwrap_or_default().to_vec()
+        };
+        if self.kind.is_tiled() {
+            let rows: [Vec<u8>; tiles::ROWS] = std::array::from_fn(row);
+            tiles::band(&rows.each_ref().map(Vec::as_slice), self.kind.block_bytes())
+        } else {
+            row(0)
+        }
+    }
+}
+
+fn parts(header: &Header<'_>, cuts: &[Option<usize>], model: &Model) -> Vec<Part> {
+    let by_rows = read_by_rows(header, model);
     let mut parts = Vec::new();
     for (name, tensor) in header.tensors() {
         let layer = (0..cuts.len()).find(|layer| name == whole(*layer));
         let cut = layer.and_then(|layer| Some((layer, (*cuts.get(layer)?)?)));
-        let mut add = |name: String, cols| parts.push(Part { name, tensor, cols });
+        let mut add = |name: String, cols: Range<usize>| {
+            let tiled = tiles::kind(tensor.kind, tensor.rows, cols.len());
+            let tiled = tiled.filter(|_| !by_rows.contains(&name));
+            parts.push(Part { name, tensor, kind: tiled.unwrap_or(tensor.kind), cols });
+        };
         match cut {
             Some((layer, cut)) => {
                 add(first(layer), 0..cut);
@@ -110,6 +146,19 @@ fn parts(header: &Header<'_>, cuts: &[Option<usize>]) -> Vec<Part> {
     parts
 }
 
+/// The tensors of which a step reads some rows.
+fn read_by_rows(header: &Header<'_>, model: &Model) -> Vec<String> {
+    let sparse = model.config().sparsity.iter().enumerate().filter(|(_, cut)| cut.is_some());
+    let mut names: Vec<String> =
+        sparse.map(|(layer, _)| format!("blk.{layer}.ffn_up.weight")).collect();
+    names.push("per_layer_token_embd.weight".to_owned());
+    // Where it is the output matrix too, all of it is read.
+    if header.tensor("output.weight").is_some() {
+        names.push("token_embd.weight".to_owned());
+    }
+    names
+}
+
 fn write_file(
     path: &Path,
     model: &Model,
@@ -118,14 +167,17 @@ fn write_file(
     progress: &mut dyn FnMut(u64, u64),
 ) -> io::Result<()> {
     let mut writer = Writer::like(header);
-    for Part { name, tensor, cols } in parts {
+    for Part { name, tensor, kind, cols } in parts {
         let mut dims = vec![cols.len(), tensor.rows, tensor.count];
         while dims.len() > 1 && dims.last() == Some(&1) {
             dims.pop();
         }
-        writer.tensor(name, tensor.kind, &dims);
+        writer.tensor(name, *kind, &dims);
     }
-    let total = parts.iter().map(|part| part.bytes().len() * part.tensor.rows * part.tensor.count);
+    let total = parts.iter().map(|part| {
+        let row = part.kind.row_bytes(part.cols.len()).unwrap_or(0);
+        row * part.tensor.rows * part.tensor.count
+    });
     let (mut done, total) = (0, total.sum::<usize>() as u64);
     let mut out = BufWriter::with_capacity(CHUNK, File::create(path)?);
     let mut next = parts.iter();
@@ -134,9 +186,9 @@ fn write_file(
         for index in 0..part.tensor.count {
             let matrix = part.tensor.matrix(model.map().bytes(), index);
             let matrix = matrix.ok_or(io::ErrorKind::InvalidData)?;
-            for row in 0..matrix.rows() {
-                let bytes = matrix.row(row).get(part.bytes()).unwrap_or_default();
-                out.write_all(bytes)?;
+            for row in (0..matrix.rows()).step_by(part.kind.rows_together()) {
+                let bytes = part.rows(&matrix, row);
+                out.write_all(&bytes)?;
                 done += bytes.len() as u64;
                 progress(done, total);
             }
@@ -144,12 +196,4 @@ fn write_file(
         Ok(())
     })?;
     out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
-}
-
-impl Part {
-    /// Of each row; cuts are at whole blocks.
-    fn bytes(&self) -> Range<usize> {
-        let bytes = |cols: usize| self.tensor.kind.row_bytes(cols).unwrap_or(0);
-        bytes(self.cols.start)..bytes(self.cols.end)
-    }
 }

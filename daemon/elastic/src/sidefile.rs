@@ -112,7 +112,7 @@ impl SideFile {
     pub fn columns(&self, layer: usize) -> Option<Columns<'_>> {
         let (down, start, len) = self.places.get(layer)?.as_ref()?;
         let bytes = self.map.bytes().get(*start..start + len)?;
-        Columns::new(down.first.kind, down.first.rows, down.cols(), bytes)
+        Columns::new(down.first.kind.untiled(), down.first.rows, down.cols(), bytes)
     }
 }
 
@@ -123,7 +123,8 @@ fn places(model: &Model) -> (Vec<Place>, usize) {
     let places = layers
         .map(|(layer, sparsity)| {
             let down = layer.down;
-            let len = Columns::size(down.first.kind, down.first.rows, down.cols())?;
+            let kind = down.first.kind.untiled();
+            let len = Columns::size(kind, down.first.rows, down.cols())?;
             sparsity.map(|_| {
                 let start = at;
                 at = (at + len).next_multiple_of(ALIGNMENT);

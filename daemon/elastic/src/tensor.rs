@@ -3,7 +3,9 @@
 //! The layouts are those of the GGUF specification and ggml's block formats: a row is a sequence of
 //! blocks, a block holds 32 or 256 weights with their scales, little-endian, without padding.
 
-use std::ops::Range;
+use std::borrow::Cow;
+
+use crate::tiles;
 
 /// How the weights of a tensor are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,10 +27,24 @@ pub enum Kind {
     Q5_K,
     /// 256 weights of 6 bits in 16 sub-blocks with 8-bit scales: 210 bytes.
     Q6_K,
+    /// `Q4_0` by tiles ([`crate::tiles`]), as the following are of the other kinds.
+    Q4_0x16,
+    /// `Q8_0` by tiles.
+    Q8_0x16,
+    /// `Q4_K` by tiles.
+    Q4_Kx16,
+    /// `Q5_K` by tiles.
+    Q5_Kx16,
+    /// `Q6_K` by tiles.
+    Q6_Kx16,
 }
 
+/// What the number of a tiled kind in a GGUF header has more than that of the kind it is made from. No other
+/// program has kinds up there, nor can read these.
+const TILED: u32 = 1 << 16;
+
 impl Kind {
-    /// All of them.
+    /// Those that other programs know too.
     pub const ALL: [Self; 8] = [
         Self::F32,
         Self::F16,
@@ -52,13 +68,53 @@ impl Kind {
             Self::Q5_K => 13,
             Self::Q6_K => 14,
             Self::BF16 => 30,
+            tiled => TILED + tiled.untiled().code(),
         }
     }
 
     /// The kind with this number in a GGUF header.
     #[must_use]
     pub fn from_code(code: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.code() == code)
+        let tiled = Self::ALL.into_iter().filter_map(Self::tiled);
+        Self::ALL.into_iter().chain(tiled).find(|kind| kind.code() == code)
+    }
+
+    /// The same by tiles, for kinds that have it.
+    #[must_use]
+    pub const fn tiled(self) -> Option<Self> {
+        match self {
+            Self::Q4_0 => Some(Self::Q4_0x16),
+            Self::Q8_0 => Some(Self::Q8_0x16),
+            Self::Q4_K => Some(Self::Q4_Kx16),
+            Self::Q5_K => Some(Self::Q5_Kx16),
+            Self::Q6_K => Some(Self::Q6_Kx16),
+            _ => None,
+        }
+    }
+
+    /// The kind of the rows that [`Matrix::row`] gives: this one, or what a tiled one is made from.
+    #[must_use]
+    pub const fn untiled(self) -> Self {
+        match self {
+            Self::Q4_0x16 => Self::Q4_0,
+            Self::Q8_0x16 => Self::Q8_0,
+            Self::Q4_Kx16 => Self::Q4_K,
+            Self::Q5_Kx16 => Self::Q5_K,
+            Self::Q6_Kx16 => Self::Q6_K,
+            kind => kind,
+        }
+    }
+
+    /// Whether it is by tiles.
+    #[must_use]
+    pub fn is_tiled(self) -> bool {
+        self != self.untiled()
+    }
+
+    /// Rows that lie together: those of a matrix are a multiple.
+    #[must_use]
+    pub fn rows_together(self) -> usize {
+        if self.is_tiled() { tiles::ROWS } else { 1 }
     }
 
     /// The field's name.
@@ -73,20 +129,26 @@ impl Kind {
             Self::Q4_K => "Q4_K",
             Self::Q5_K => "Q5_K",
             Self::Q6_K => "Q6_K",
+            Self::Q4_0x16 => "Q4_0x16",
+            Self::Q8_0x16 => "Q8_0x16",
+            Self::Q4_Kx16 => "Q4_Kx16",
+            Self::Q5_Kx16 => "Q5_Kx16",
+            Self::Q6_Kx16 => "Q6_Kx16",
         }
     }
 
-    /// Weights of a block.
+    /// Weights of a block, or of a row of a tile.
     #[must_use]
     pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
             Self::Q4_0 | Self::Q8_0 => 32,
             Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
+            _ => tiles::COLS,
         }
     }
 
-    /// Bytes of a block.
+    /// Bytes of a block, or of a row of a tile.
     #[must_use]
     pub const fn block_bytes(self) -> usize {
         match self {
@@ -97,6 +159,10 @@ impl Kind {
             Self::Q4_K => 144,
             Self::Q5_K => 176,
             Self::Q6_K => 210,
+            tiled => {
+                let kind = tiled.untiled();
+                kind.block_bytes() * tiles::COLS / kind.block_len()
+            }
         }
     }
 
@@ -125,7 +191,8 @@ impl<'a> Matrix<'a> {
     #[must_use]
     pub fn new(kind: Kind, rows: usize, cols: usize, bytes: &'a [u8]) -> Option<Self> {
         let row_bytes = kind.row_bytes(cols)?;
-        (row_bytes.checked_mul(rows)? == bytes.len()).then_some(Self {
+        let fits = rows.is_multiple_of(kind.rows_together());
+        (fits && row_bytes.checked_mul(rows)? == bytes.len()).then_some(Self {
             kind,
             rows,
             cols,
@@ -158,12 +225,19 @@ impl<'a> Matrix<'a> {
         self.cols
     }
 
-    /// The bytes of one row, as many as there are columns; empty past the end.
+    /// The bytes of one row, of the kind [`Kind::untiled`], as many as there are columns; empty past the end.
     #[must_use]
-    pub fn row(&self, row: usize) -> &'a [u8] {
+    pub fn row(&self, row: usize) -> Cow<'a, [u8]> {
         let length = self.kind.row_bytes(self.cols).unwrap_or(0);
-        let start = row.saturating_mul(self.row_bytes);
-        self.bytes.get(start..start.saturating_add(length)).unwrap_or_default()
+        let together = self.kind.rows_together();
+        let start = (row / together).saturating_mul(self.row_bytes * together);
+        let bytes = self.bytes.get(start..start.saturating_add(length * together));
+        let bytes = bytes.unwrap_or_default();
+        if self.kind.is_tiled() {
+            Cow::Owned(tiles::row(bytes, row % together, self.kind.block_bytes()))
+        } else {
+            Cow::Borrowed(bytes)
+        }
     }
 
     /// The first byte of the first row, for whoever finds all rows from there: the bytes of one row
@@ -182,8 +256,12 @@ impl<'a> Matrix<'a> {
     /// Whether [`Self::row`] is as long as it should be for every row, which kernels rely on.
     #[must_use]
     pub fn holds_its_rows(&self) -> bool {
-        let last = self.rows.wrapping_sub(1);
-        self.rows == 0 || Some(self.row(last).len()) == self.kind.row_bytes(self.cols)
+        let together = self.kind.rows_together();
+        let Some(last) = (self.rows / together).checked_sub(1) else { return self.rows == 0 };
+        let length = self.kind.row_bytes(self.cols).map(|length| length * together);
+        let start = last.checked_mul(self.row_bytes * together);
+        let end = start.zip(length).and_then(|(start, length)| start.checked_add(length));
+        self.rows.is_multiple_of(together) && end.is_some_and(|end| end <= self.bytes.len())
     }
 
     /// The same with the first `cols` columns only; None unless that is a whole number of blocks.
@@ -191,14 +269,5 @@ impl<'a> Matrix<'a> {
     pub fn first_cols(&self, cols: usize) -> Option<Self> {
         (cols <= self.cols && cols.is_multiple_of(self.kind.block_len()))
             .then_some(Self { cols, ..*self })
-    }
-
-    /// The same with these rows only; None if there are not as many.
-    #[must_use]
-    pub fn rows_range(&self, rows: Range<usize>) -> Option<Self> {
-        let bytes = self
-            .bytes
-            .get(rows.start.checked_mul(self.row_bytes)?..rows.end.checked_mul(self.row_bytes)?)?;
-        Some(Self { rows: rows.len(), bytes, ..*self })
     }
 }

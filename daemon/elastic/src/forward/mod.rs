@@ -165,7 +165,7 @@ impl Step<'_> {
         let scale = (hidden as f32).sqrt();
         self.pool.rows(self.s.input.values_mut(rows, hidden), hidden, |row, out| {
             let token = tokens.get(row).map_or(0, |token| *token as usize);
-            crate::kernels::dequantize(table.kind(), table.row(token), out);
+            crate::kernels::dequantize(table.kind(), &table.row(token), out);
             math::scale(out, scale);
         });
         self.s.input.quantize(self.kernels);

@@ -226,6 +226,10 @@ fn place<'a>(
         let row_bytes = kind.row_bytes(cols).ok_or_else(|| {
             Error::format(*name, format!("rows of {cols} are no whole blocks of {}", kind.name()))
         })?;
+        if !rows.is_multiple_of(kind.rows_together()) {
+            let problem = format!("{rows} rows are no whole tiles of {}", kind.name());
+            return Err(Error::format(*name, problem));
+        }
         let count = stacked.checked_mul(outer).ok_or_else(absurd)?;
         let len = rows
             .checked_mul(row_bytes)

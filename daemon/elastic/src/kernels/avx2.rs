@@ -131,6 +131,8 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
         ));
         fn load_i8(p: *const u8) -> F =
             _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
+        fn load_i(p: *const u8) -> I = _mm256_loadu_si256(p.cast());
+        fn load_u16(p: *const u8) -> I = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
         fn load_u8(p: *const u8) -> I = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
         fn splat(a: f32) -> F = _mm256_set1_ps(a);
         fn add(a: F, b: F) -> F = _mm256_add_ps(a, b);
@@ -197,7 +199,7 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
             for (i, word) in words.iter_mut().enumerate() {
                 *word = (*rows.add(i)).add(offset).cast::<u16>().read_unaligned();
             }
-            _mm256_cvtepu16_epi32(_mm_loadu_si128(words.as_ptr().cast()))
+            Self::load_u16(words.as_ptr().cast())
         }
     }
 }

@@ -46,6 +46,8 @@ impl Lanes for Avx512 {
         ));
         fn load_i8(p: *const u8) -> F =
             _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())));
+        fn load_i(p: *const u8) -> I = _mm512_loadu_si512(p.cast());
+        fn load_u16(p: *const u8) -> I = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
         fn load_u8(p: *const u8) -> I = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
         fn splat(a: f32) -> F = _mm512_set1_ps(a);
         fn add(a: F, b: F) -> F = _mm512_add_ps(a, b);
@@ -108,7 +110,7 @@ impl Lanes for Avx512 {
             for (i, word) in words.iter_mut().enumerate() {
                 *word = (*rows.add(i)).add(offset).cast::<u16>().read_unaligned();
             }
-            _mm512_cvtepu16_epi32(_mm256_loadu_si256(words.as_ptr().cast()))
+            Self::load_u16(words.as_ptr().cast())
         }
     }
 }

@@ -5,19 +5,21 @@ use half::{bf16, f16};
 
 use crate::tensor::Kind;
 
-/// Makes floats of a row's bytes: as many whole blocks as both slices have.
+/// Makes floats of a row's bytes: as many whole blocks as both slices have. The bytes are those of a row, so
+/// of a tiled kind those of the kind that it is made from.
 pub fn dequantize(kind: Kind, bytes: &[u8], out: &mut [f32]) {
+    let kind = kind.untiled();
     let blocks = bytes.chunks_exact(kind.block_bytes()).zip(out.chunks_exact_mut(kind.block_len()));
     for (block, out) in blocks {
         match kind {
             Kind::F32 => one(block, out, f32::from_le_bytes),
             Kind::F16 => one(block, out, |bytes| f16::from_le_bytes(bytes).to_f32()),
             Kind::BF16 => one(block, out, |bytes| bf16::from_le_bytes(bytes).to_f32()),
-            Kind::Q4_0 => q4_0(block, out),
-            Kind::Q8_0 => q8_0(block, out),
-            Kind::Q4_K => q4_k(block, out),
-            Kind::Q5_K => q5_k(block, out),
-            Kind::Q6_K => q6_k(block, out),
+            Kind::Q4_0 | Kind::Q4_0x16 => q4_0(block, out),
+            Kind::Q8_0 | Kind::Q8_0x16 => q8_0(block, out),
+            Kind::Q4_K | Kind::Q4_Kx16 => q4_k(block, out),
+            Kind::Q5_K | Kind::Q5_Kx16 => q5_k(block, out),
+            Kind::Q6_K | Kind::Q6_Kx16 => q6_k(block, out),
         }
     }
 }
@@ -141,7 +143,7 @@ pub fn quantize(kind: Kind, values: &[f32], out: &mut Vec<u8>) -> bool {
         Kind::BF16 => out.extend(values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes())),
         Kind::Q4_0 => values.as_chunks::<32>().0.iter().for_each(|v| to_q4_0(v, out)),
         Kind::Q8_0 => values.as_chunks::<32>().0.iter().for_each(|v| to_q8_0(v, out)),
-        Kind::Q4_K | Kind::Q5_K | Kind::Q6_K => return false,
+        _ => return false,
     }
     true
 }

@@ -113,20 +113,22 @@ impl<'a> Columns<'a> {
         Some(Group { d, dmin, scales: scales_, minima, values: rest.get(..values)? })
     }
 
-    /// Writes such a copy of a matrix; an error of kind `Unsupported` where there is no layout.
+    /// Writes such a copy of a matrix, which may be tiled; an error of kind `Unsupported` where there is no layout.
     pub fn write(w: &Matrix<'_>, to: &mut impl Write) -> io::Result<()> {
-        if Self::size(w.kind(), w.rows(), w.cols()).is_none() {
+        let kind = w.kind().untiled();
+        if Self::size(kind, w.rows(), w.cols()).is_none() {
             return Err(io::ErrorKind::Unsupported.into());
         }
+        let rows: Vec<_> = (0..w.rows()).map(|row| w.row(row)).collect();
         let mut part = Vec::new();
-        for block in 0..w.cols() / w.kind().block_len() {
+        for block in 0..w.cols() / kind.block_len() {
             part.clear();
-            let size = w.kind().block_bytes();
+            let size = kind.block_bytes();
             let blocks = || {
-                (0..w.rows())
-                    .map(|row| w.row(row).get(block * size..(block + 1) * size).unwrap_or_default())
+                let range = block * size..(block + 1) * size;
+                rows.iter().map(move |row| row.get(range.clone()).unwrap_or_default())
             };
-            match w.kind() {
+            match kind {
                 Kind::Q4_K => put_q4_k(blocks, &mut part),
                 Kind::Q8_0 => {
                     put(blocks(), 0..2, &mut part);

@@ -35,6 +35,9 @@ pub(super) trait Lanes: Copy {
     unsafe fn store_f16(p: *mut u8, a: Self::F);
     unsafe fn load_bf16(p: *const u8) -> Self::F;
     unsafe fn load_i8(p: *const u8) -> Self::F;
+    unsafe fn load_i(p: *const u8) -> Self::I;
+    /// 16-bit words to integers.
+    unsafe fn load_u16(p: *const u8) -> Self::I;
     /// Bytes to integers.
     unsafe fn load_u8(p: *const u8) -> Self::I;
     unsafe fn splat(a: f32) -> Self::F;
@@ -134,17 +137,23 @@ macro_rules! table {
                 Columns, Head, Kernels, Out, Rows, Window, attention, elements, pack, product, rows,
                 sparse,
             };
+            use crate::kernels::bands::{ByRows, ByTiles};
             use crate::tensor::Matrix;
 
             $crate::kernels::lanes::wrap! { $features;
                 fn f32(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = rows::product::<$lanes, rows::F32>;
                 fn f16_(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = rows::product::<$lanes, rows::F16>;
                 fn bf16(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = rows::product::<$lanes, rows::BF16>;
-                fn q4_0(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q4_0>;
-                fn q8_0(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q8_0>;
-                fn q4_k(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q4K>;
-                fn q5_k(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q5K>;
-                fn q6_k(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q6K>;
+                fn q4_0(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q4_0, ByRows>;
+                fn q4_0x16(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q4_0, ByTiles>;
+                fn q8_0(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q8_0, ByRows>;
+                fn q8_0x16(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q8_0, ByTiles>;
+                fn q4_k(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q4K, ByRows>;
+                fn q4_kx16(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q4K, ByTiles>;
+                fn q5_k(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q5K, ByRows>;
+                fn q5_kx16(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q5K, ByTiles>;
+                fn q6_k(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q6K, ByRows>;
+                fn q6_kx16(w: &Matrix<'_>, all: Rows<'_>, x: Window<'_>, out: &Out<'_>) = product::product::<$lanes, pack::Q6K, ByTiles>;
                 fn quantize(values: &[f32], q: &mut [i8], scales: &mut [f32], sums: &mut [f32], halves: &mut [f32]) = elements::quantize::<$lanes>;
                 fn scores(queries: &[f32], keys: &Head<'_>, out: &mut [f32]) = attention::scores::<$lanes>;
                 fn blend(weights: &[f32], values: &Head<'_>, out: &mut [f32]) = attention::blend::<$lanes>;
@@ -159,10 +168,15 @@ macro_rules! table {
                 f16: f16_,
                 bf16,
                 q4_0,
+                q4_0x16,
                 q8_0,
+                q8_0x16,
                 q4_k,
+                q4_kx16,
                 q5_k,
+                q5_kx16,
                 q6_k,
+                q6_kx16,
                 quantize,
                 scores,
                 blend,

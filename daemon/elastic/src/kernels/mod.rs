@@ -8,7 +8,7 @@
 //! | `lanes` | the vector operations that the fast kernels are written in |
 //! | `product`, `rows`, `attention`, `elements` | the fast kernels for quantized matrices, float matrices, KV caches, activations |
 //! | `single` | the product of a quantized matrix with one token |
-//! | `bands` | in which order both go through a matrix's rows |
+//! | `bands` | in which order both go through a matrix's rows, and where those lie |
 //! | `columns`, `sparse` | a matrix by columns, and its product with few inputs |
 //! | `pack` | the blocks of quantized kinds, unpacked for `product` and `single` |
 //! | `source` | where `pack` reads: a band of rows, and what is asked for ahead |
@@ -67,10 +67,15 @@ pub struct Kernels {
     f16: Product,
     bf16: Product,
     q4_0: Product,
+    q4_0x16: Product,
     q8_0: Product,
+    q8_0x16: Product,
     q4_k: Product,
+    q4_kx16: Product,
     q5_k: Product,
+    q5_kx16: Product,
     q6_k: Product,
+    q6_kx16: Product,
     quantize: Quantize,
     scores: Attention,
     blend: Attention,
@@ -143,7 +148,8 @@ impl Kernels {
     /// out[t][r] = sum over c of w[r][c] x[t][c], for these rows and every token of `x`: what one
     /// thread does of a product.
     ///
-    /// Quantized weights are multiplied with the int8 copies of the activations, floats with the
+    /// Of a tiled matrix rows begin and end at multiples of [`Kind::rows_together`]. Quantized weights are
+    /// multiplied with the int8 copies of the activations, floats with the
     /// values themselves. Nothing is written where sizes do not fit, or int8 copies are missing.
     pub fn product<'x>(
         &self,
@@ -161,7 +167,7 @@ impl Kernels {
     }
 
     /// out[t][i] = sum over c of w[list[i]][c] x[t][c], for these places i of the list: products with
-    /// some rows, where the others are not needed. Otherwise as [`Self::product`].
+    /// some rows, where the others are not needed; the matrix is not tiled. Otherwise as [`Self::product`].
     pub fn product_of(
         &self,
         w: &Matrix<'_>,
@@ -185,12 +191,23 @@ impl Kernels {
             Kind::F16 => self.f16,
             Kind::BF16 => self.bf16,
             Kind::Q4_0 => self.q4_0,
+            Kind::Q4_0x16 => self.q4_0x16,
             Kind::Q8_0 => self.q8_0,
+            Kind::Q8_0x16 => self.q8_0x16,
             Kind::Q4_K => self.q4_k,
+            Kind::Q4_Kx16 => self.q4_kx16,
             Kind::Q5_K => self.q5_k,
+            Kind::Q5_Kx16 => self.q5_kx16,
             Kind::Q6_K => self.q6_k,
+            Kind::Q6_Kx16 => self.q6_kx16,
         };
-        let fits = w.cols() == x.cols()
+        let together = w.kind().rows_together();
+        let whole = together == 1
+            || rows.list.is_none()
+                && rows.start.is_multiple_of(together)
+                && rows.end.is_multiple_of(together);
+        let fits = whole
+            && w.cols() == x.cols()
             && x.is_whole(w.kind().block_len() > 1)
             && rows.end <= out.stride
             && x.tokens().checked_mul(out.stride).is_some_and(|len| len <= out.len)

@@ -126,6 +126,9 @@ impl<const DOT: bool, const PAIRS: bool> Lanes for Neon<DOT, PAIRS> {
         fn load_bf16(p: *const u8) -> F =
             vreinterpretq_f32_u32(vshll_n_u16::<16>(vreinterpret_u16_u8(vld1_u8(p))));
         fn load_i8(p: *const u8) -> F = vcvtq_f32_s32(four(p));
+        fn load_i(p: *const u8) -> I = vreinterpretq_s32_u8(vld1q_u8(p));
+        fn load_u16(p: *const u8) -> I =
+            vreinterpretq_s32_u32(vmovl_u16(vreinterpret_u16_u8(vld1_u8(p))));
         fn load_u8(p: *const u8) -> I = four_unsigned(p);
         fn splat(a: f32) -> F = vdupq_n_f32(a);
         fn add(a: F, b: F) -> F = vaddq_f32(a, b);

@@ -10,6 +10,7 @@
 
 use std::marker::PhantomData;
 
+use crate::kernels::bands::Band;
 use crate::kernels::lanes::Lanes;
 use crate::kernels::source::{Source, Words, unrolled};
 use crate::tensor::Kind;
@@ -53,7 +54,7 @@ pub(super) trait Pack {
     ///
     /// # Safety
     /// As for `product`; the rows have those bytes.
-    unsafe fn stretch<L: Lanes>(rows: &mut Source, offset: usize, to: &mut impl Sink<L>);
+    unsafe fn stretch<L: Lanes>(rows: &mut Source<impl Band>, offset: usize, to: &mut impl Sink<L>);
 
     /// Unpacks one block of each row as the `number`-th of a stretch of which the rows have not got all.
     /// Only for kinds whose blocks have 32 columns; the others have stretches alone.
@@ -62,7 +63,7 @@ pub(super) trait Pack {
     /// As for `stretch`.
     #[inline(always)]
     unsafe fn block<L: Lanes>(
-        _rows: &mut Source,
+        _rows: &mut Source<impl Band>,
         _offset: usize,
         _number: usize,
         _to: &mut impl Sink<L>,
@@ -76,7 +77,7 @@ pub(super) trait Pack {
 /// As for `Pack::stretch`.
 #[inline(always)]
 pub(super) unsafe fn unpack<L: Lanes, P: Pack>(
-    rows: &mut Source,
+    rows: &mut Source<impl Band>,
     offset: usize,
     blocks: usize,
     to: &mut impl Sink<L>,
@@ -166,10 +167,14 @@ impl Pack for Q4_0 {
     }
 
     #[inline(always)]
-    unsafe fn stretch<L: Lanes>(rows: &mut Source, offset: usize, to: &mut impl Sink<L>) {
+    unsafe fn stretch<L: Lanes>(
+        rows: &mut Source<impl Band>,
+        offset: usize,
+        to: &mut impl Sink<L>,
+    ) {
         // SAFETY: eight blocks of 18 bytes; the caller vouches for the rest.
         unsafe {
-            let mut words = Words::<L>::new(rows, offset);
+            let mut words = Words::<L, _>::new(rows, offset);
             unrolled!(for pair in [0 1 2 3] {
                 // The second block begins where the last word of the first has its middle.
                 let mut word = words.next();
@@ -185,7 +190,7 @@ impl Pack for Q4_0 {
 
     #[inline(always)]
     unsafe fn block<L: Lanes>(
-        rows: &mut Source,
+        rows: &mut Source<impl Band>,
         offset: usize,
         number: usize,
         to: &mut impl Sink<L>,
@@ -222,10 +227,14 @@ impl Pack for Q8_0 {
     }
 
     #[inline(always)]
-    unsafe fn stretch<L: Lanes>(rows: &mut Source, offset: usize, to: &mut impl Sink<L>) {
+    unsafe fn stretch<L: Lanes>(
+        rows: &mut Source<impl Band>,
+        offset: usize,
+        to: &mut impl Sink<L>,
+    ) {
         // SAFETY: eight blocks of 34 bytes; the caller vouches for the rest.
         unsafe {
-            let mut words = Words::<L>::new(rows, offset);
+            let mut words = Words::<L, _>::new(rows, offset);
             unrolled!(for pair in [0 1 2 3] {
                 let mut word = words.next();
                 let scale = L::and(word, L::splat_i(0xffff));
@@ -241,7 +250,7 @@ impl Pack for Q8_0 {
 
     #[inline(always)]
     unsafe fn block<L: Lanes>(
-        rows: &mut Source,
+        rows: &mut Source<impl Band>,
         offset: usize,
         number: usize,
         to: &mut impl Sink<L>,
@@ -304,7 +313,11 @@ impl Pack for Q4K {
     const KIND: Kind = Kind::Q4_K;
 
     #[inline(always)]
-    unsafe fn stretch<L: Lanes>(rows: &mut Source, offset: usize, to: &mut impl Sink<L>) {
+    unsafe fn stretch<L: Lanes>(
+        rows: &mut Source<impl Band>,
+        offset: usize,
+        to: &mut impl Sink<L>,
+    ) {
         // SAFETY: a block is 144 bytes and 256 columns; the caller vouches for the rest.
         unsafe {
             unpack_k_scales::<L>(rows.gather::<L>(offset), to);
@@ -325,7 +338,11 @@ impl Pack for Q5K {
     const SHORTS: usize = 4;
 
     #[inline(always)]
-    unsafe fn stretch<L: Lanes>(rows: &mut Source, offset: usize, to: &mut impl Sink<L>) {
+    unsafe fn stretch<L: Lanes>(
+        rows: &mut Source<impl Band>,
+        offset: usize,
+        to: &mut impl Sink<L>,
+    ) {
         // SAFETY: a block is 176 bytes and 256 columns; the caller vouches for the rest.
         unsafe {
             unpack_k_scales::<L>(rows.gather::<L>(offset), to);
@@ -367,7 +384,11 @@ impl Pack for Q6K {
     }
 
     #[inline(always)]
-    unsafe fn stretch<L: Lanes>(rows: &mut Source, offset: usize, to: &mut impl Sink<L>) {
+    unsafe fn stretch<L: Lanes>(
+        rows: &mut Source<impl Band>,
+        offset: usize,
+        to: &mut impl Sink<L>,
+    ) {
         // SAFETY: a block is 210 bytes and 256 columns; the caller vouches for the rest.
         unsafe {
             let d = L::from_f16(rows.gather_u16::<L>(offset + 208));

@@ -16,7 +16,7 @@
 
 use std::mem::MaybeUninit;
 
-use crate::kernels::bands::{Groups, Start};
+use crate::kernels::bands::{Band, Groups, Start};
 use crate::kernels::lanes::Lanes;
 use crate::kernels::pack::{BLOCKS, Pack, STRETCH, Tile, Tiling, unpack};
 use crate::kernels::source::Source;
@@ -267,9 +267,9 @@ impl Activations {
 /// # Safety
 /// As for `product`.
 #[inline(always)]
-unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
-    here: Start,
-    next: Start,
+unsafe fn multiply_band<L: Lanes, P: Pack, B: Band, const R: usize, const T: usize>(
+    here: Start<B>,
+    next: Start<B>,
     x: Window<'_>,
     store: impl Fn(usize, &[f32]),
 ) {
@@ -295,14 +295,10 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
                     None => (here, here.offset + ahead * step),
                     Some(ahead) => (next, next.offset + ahead * step),
                 };
-                for lane in 0..R * L::N {
-                    for line in (0..step).step_by(64) {
-                        L::prefetch((*start.rows.add(lane)).wrapping_add(ahead + line));
-                    }
-                }
+                start.rows.ask_for::<L>(R * L::N, ahead, step);
                 let count = (blocks - stretch * BLOCKS).min(BLOCKS);
                 for r in 0..R {
-                    let mut rows = Source::new(here.rows.add(r * L::N), None);
+                    let mut rows = Source::new(here.rows.lanes_from(r * L::N), None);
                     let mut to = Tiling::<L, P>::new(tiles.add(r));
                     unpack::<L, P>(&mut rows, here.offset + stretch * step, count, &mut to);
                     if paired {
@@ -338,7 +334,7 @@ unsafe fn multiply_band<L: Lanes, P: Pack, const R: usize, const T: usize>(
 /// # Safety
 /// As for `product`.
 #[inline(always)]
-unsafe fn multiply_rows<L: Lanes, P: Pack, const R: usize, const T: usize>(
+unsafe fn multiply_rows<L: Lanes, P: Pack, B: Band, const R: usize, const T: usize>(
     w: &Matrix<'_>,
     all: Rows<'_>,
     x: Window<'_>,
@@ -348,14 +344,15 @@ unsafe fn multiply_rows<L: Lanes, P: Pack, const R: usize, const T: usize>(
     let mut next = groups.next();
     while let Some(group) = next {
         next = groups.next();
-        let rows: [_; MOST_ROWS] = group.rows(w, all);
-        let after = next.map_or(rows, |next| next.rows(w, all));
+        let rows = B::hold::<MOST_ROWS>(group, w, all);
+        let after = next.map_or(rows, |next| B::hold::<MOST_ROWS>(next, w, all));
         for band in 0..group.bands {
-            let [here, next] = group.starts(band, w, &rows, &after);
+            let [here, next] =
+                group.starts(band, w, B::of::<MOST_ROWS>(&rows), B::of::<MOST_ROWS>(&after));
             // SAFETY: the caller's contract is that of `multiply_band`.
             unsafe {
                 let store = |token, sums: &[f32]| group.store(band, sums, token, out);
-                multiply_band::<L, P, R, T>(here, next, x, store);
+                multiply_band::<L, P, B, R, T>(here, next, x, store);
             }
         }
     }
@@ -367,7 +364,7 @@ unsafe fn multiply_rows<L: Lanes, P: Pack, const R: usize, const T: usize>(
 /// The CPU has the features of `L`; the matrix is of `P`'s kind and has those rows and as many
 /// columns as the input, which is quantized; the output has a place for each token and row.
 #[inline(always)]
-pub(super) unsafe fn product<L: Lanes, P: Pack>(
+pub(super) unsafe fn product<L: Lanes, P: Pack, B: Band>(
     w: &Matrix<'_>,
     all: Rows<'_>,
     x: Window<'_>,
@@ -375,7 +372,7 @@ pub(super) unsafe fn product<L: Lanes, P: Pack>(
 ) {
     if x.tokens() == 1 {
         // SAFETY: the caller's contract is that of `single::product`.
-        return unsafe { single::product::<L, P>(w, all, x, out) };
+        return unsafe { single::product::<L, P, B>(w, all, x, out) };
     }
     // Several registers of rows share each activation. Few rows would leave some of them empty.
     let rows = if L::N == 4 { 4 * L::N } else { 2 * L::N };
@@ -386,10 +383,10 @@ pub(super) unsafe fn product<L: Lanes, P: Pack>(
         // Sums in integers and in floats of all rows and tokens, and more, must fit 32 registers, or
         // 16 with AVX2, which keeps some in memory and is still faster so.
         if L::N == 4 {
-            multiply_rows::<L, P, 4, 2>(w, first, x, out);
+            multiply_rows::<L, P, B, 4, 2>(w, first, x, out);
         } else {
-            multiply_rows::<L, P, 2, 4>(w, first, x, out);
+            multiply_rows::<L, P, B, 2, 4>(w, first, x, out);
         }
-        multiply_rows::<L, P, 1, 4>(w, rest, x, out);
+        multiply_rows::<L, P, B, 1, 4>(w, rest, x, out);
     }
 }

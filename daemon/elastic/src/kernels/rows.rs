@@ -99,7 +99,7 @@ unsafe fn multiply<L: Lanes, W: Float, const R: usize, const T: usize, const U: 
     let (cols, stride) = (x.cols(), x.stride());
     let mut rows = [std::ptr::null::<u8>(); R];
     for (i, pointer) in rows.iter_mut().enumerate() {
-        *pointer = w.row(all.row(row + i)).as_ptr();
+        *pointer = w.start().wrapping_add(all.row(row + i) * w.row_stride());
     }
     // SAFETY: the rows have `cols` weights, the tokens as many values.
     unsafe {

@@ -22,10 +22,15 @@ pub(super) static TABLE: Kernels = Kernels {
     f16: product_values,
     bf16: product_values,
     q4_0: product_int8,
+    q4_0x16: product_int8,
     q8_0: product_int8,
+    q8_0x16: product_int8,
     q4_k: product_int8,
+    q4_kx16: product_int8,
     q5_k: product_int8,
+    q5_kx16: product_int8,
     q6_k: product_int8,
+    q6_kx16: product_int8,
     quantize,
     scores,
     blend,
@@ -40,7 +45,7 @@ const STRETCH: usize = 256;
 
 /// Calls `each` with every stretch of a row as floats and the index of its first column.
 fn stretches(w: &Matrix<'_>, row: usize, mut each: impl FnMut(&[f32], usize)) {
-    let kind = w.kind();
+    let kind = w.kind().untiled();
     let bytes = kind.row_bytes(STRETCH).unwrap_or(1);
     let mut buffer = [0.0; STRETCH];
     for (i, part) in w.row(row).chunks(bytes).enumerate() {

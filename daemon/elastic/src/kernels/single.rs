@@ -11,7 +11,7 @@
 
 use std::marker::PhantomData;
 
-use crate::kernels::bands::{Groups, Start};
+use crate::kernels::bands::{Band, Groups, Start};
 use crate::kernels::lanes::Lanes;
 use crate::kernels::pack::{BLOCKS, Pack, STRETCH, Sink};
 use crate::kernels::product::Activations;
@@ -21,8 +21,10 @@ use crate::tensor::Matrix;
 
 /// How many bytes ahead weights are asked for.
 const AHEAD: usize = 768;
-/// Lanes of the widest registers.
-const MOST_LANES: usize = 16;
+/// Rows of a band.
+const ROWS: usize = 16;
+/// Lanes of the narrowest registers.
+const LEAST_LANES: usize = 4;
 
 /// Sums of the products of one row for each lane.
 struct Sums<L: Lanes, P: Pack> {
@@ -106,39 +108,50 @@ impl<L: Lanes, P: Pack> Sink<L> for Sums<L, P> {
     }
 }
 
-/// The products of a band that begins at `here`, before the one at `next`.
+/// The products of a band that begins at `here`, before the one at `next`: a register for each part of its
+/// rows.
 ///
 /// # Safety
 /// The CPU has the features of `L`; the rows have as many columns as the one token of the activations.
 #[inline(always)]
-unsafe fn band<L: Lanes, P: Pack>(here: Start, next: Start, x: Window<'_>) -> L::F {
+unsafe fn band<L: Lanes, P: Pack, B: Band>(
+    here: Start<B>,
+    next: Start<B>,
+    x: Window<'_>,
+) -> [L::F; ROWS / LEAST_LANES] {
     let blocks = x.cols() / 32;
     let (whole, rest) = (blocks / BLOCKS, blocks % BLOCKS);
     let end = whole * P::STRETCH_BYTES + rest * P::KIND.block_bytes();
     // SAFETY: the caller's contract.
     unsafe {
-        let mut sum = L::splat(0.0);
+        let mut parts = [L::splat(0.0); ROWS / LEAST_LANES];
         for stretch in 0..whole {
             let offset = stretch * P::STRETCH_BYTES;
             let ahead = offset + AHEAD;
-            let ahead = if ahead < end {
+            let (start, ahead) = if ahead < end {
                 (here.rows, here.offset + ahead)
             } else {
                 (next.rows, next.offset + (ahead - end).min(end))
             };
-            let mut sums = Sums::<L, P>::new(Activations::at(x, 0, STRETCH * stretch), sum);
-            let mut source = Source::new(here.rows, Some(ahead));
-            P::stretch::<L>(&mut source, here.offset + offset, &mut sums);
-            sum = sums.sum;
+            for part in 0..B::rows(L::N) / L::N {
+                let x = Activations::at(x, 0, STRETCH * stretch);
+                let mut sums = Sums::<L, P>::new(x, parts[part]);
+                let lane = part * L::N;
+                let ahead = Some((start.lanes_from(lane), ahead));
+                let mut source = Source::new(here.rows.lanes_from(lane), ahead);
+                P::stretch::<L>(&mut source, here.offset + offset, &mut sums);
+                parts[part] = sums.sum;
+            }
         }
+        // Of rows that lie in tiles nothing is left.
         for block in 0..rest {
             let offset = here.offset + whole * P::STRETCH_BYTES + block * P::KIND.block_bytes();
             let x = Activations::at(x, 0, STRETCH * whole + 32 * block);
-            let mut sums = Sums::<L, P>::new(x, sum);
+            let mut sums = Sums::<L, P>::new(x, parts[0]);
             P::block::<L>(&mut Source::new(here.rows, None), offset, 0, &mut sums);
-            sum = sums.sum;
+            parts[0] = sums.sum;
         }
-        sum
+        parts
     }
 }
 
@@ -147,25 +160,28 @@ unsafe fn band<L: Lanes, P: Pack>(here: Start, next: Start, x: Window<'_>) -> L:
 /// # Safety
 /// As for `product::product`; there is one token.
 #[inline(always)]
-pub(super) unsafe fn product<L: Lanes, P: Pack>(
+pub(super) unsafe fn product<L: Lanes, P: Pack, B: Band>(
     w: &Matrix<'_>,
     all: Rows<'_>,
     x: Window<'_>,
     out: &Out<'_>,
 ) {
-    let mut groups = Groups::new(w, all, L::N, 1);
+    let mut groups = Groups::new(w, all, B::rows(L::N), 1);
     let mut next = groups.next();
     while let Some(group) = next {
         next = groups.next();
-        let rows: [_; MOST_LANES] = group.rows(w, all);
-        let after = next.map_or(rows, |next| next.rows(w, all));
+        let rows = B::hold::<ROWS>(group, w, all);
+        let after = next.map_or(rows, |next| B::hold::<ROWS>(next, w, all));
         for number in 0..group.bands {
-            let [here, next] = group.starts(number, w, &rows, &after);
-            let mut sums = [0.0; MOST_LANES];
+            let [here, next] = group.starts(number, w, B::of::<ROWS>(&rows), B::of::<ROWS>(&after));
+            let mut sums = [0.0; ROWS];
             // SAFETY: the caller's contract.
             unsafe {
-                L::store(sums.as_mut_ptr(), band::<L, P>(here, next, x));
-                group.store(number, &sums[..L::N], 0, out);
+                let parts = band::<L, P, B>(here, next, x);
+                for part in 0..B::rows(L::N) / L::N {
+                    L::store(sums.as_mut_ptr().add(part * L::N), parts[part]);
+                }
+                group.store(number, &sums[..B::rows(L::N)], 0, out);
             }
         }
     }

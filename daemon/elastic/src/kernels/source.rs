@@ -6,18 +6,20 @@
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
+use crate::kernels::bands::Band;
 use crate::kernels::lanes::Lanes;
 
 /// The rows of a band, as many as there are lanes.
-pub(super) struct Source {
-    rows: *const *const u8,
+pub(super) struct Source<B: Band> {
+    rows: B,
     /// Rows, and what is asked for of them while this stretch is read: their bytes from here on.
-    ahead: Option<(*const *const u8, usize)>,
+    ahead: Option<(B, usize)>,
     gathered: usize,
 }
 
-impl Source {
-    pub(super) fn new(rows: *const *const u8, ahead: Option<(*const *const u8, usize)>) -> Self {
+impl<B: Band> Source<B> {
+    #[inline(always)]
+    pub(super) fn new(rows: B, ahead: Option<(B, usize)>) -> Self {
         Self { rows, ahead, gathered: 0 }
     }
 
@@ -29,17 +31,14 @@ impl Source {
     pub(super) unsafe fn gather<L: Lanes>(&mut self, offset: usize) -> [L::I; 4] {
         // SAFETY: the caller's; nothing is read through a pointer that only a prefetch takes.
         unsafe {
-            // Every 64 bytes: each line of the cache once.
-            if let Some((rows, ahead)) = self.ahead.filter(|_| self.gathered.is_multiple_of(4)) {
-                for lane in 0..L::N {
-                    L::prefetch((*rows.add(lane)).wrapping_add(ahead + 16 * self.gathered));
-                }
+            if let Some((rows, ahead)) = self.ahead.filter(|_| B::asks(self.gathered)) {
+                rows.ask::<L>(ahead + 16 * self.gathered);
                 // The CPU has room for few requests at a time, and the compiler would have all of a
                 // stretch follow each other.
                 compiler_fence(Ordering::SeqCst);
             }
             self.gathered += 1;
-            L::gather(self.rows, offset)
+            self.rows.gather::<L>(offset)
         }
     }
 
@@ -50,23 +49,23 @@ impl Source {
     #[inline(always)]
     pub(super) unsafe fn gather_u16<L: Lanes>(&self, offset: usize) -> L::I {
         // SAFETY: the caller's.
-        unsafe { L::gather_u16(self.rows, offset) }
+        unsafe { self.rows.gather_u16::<L>(offset) }
     }
 }
 
 /// Reads a stretch of every row by words of four bytes, which stay in registers.
-pub(super) struct Words<'s, L: Lanes> {
-    rows: &'s mut Source,
+pub(super) struct Words<'s, L: Lanes, B: Band> {
+    rows: &'s mut Source<B>,
     offset: usize,
     four: [L::I; 4],
     taken: usize,
 }
 
-impl<'s, L: Lanes> Words<'s, L> {
+impl<'s, L: Lanes, B: Band> Words<'s, L, B> {
     /// # Safety
     /// As for `product`; the rows have the bytes that are taken, and those up to the next 16.
     #[inline(always)]
-    pub(super) unsafe fn new(rows: &'s mut Source, offset: usize) -> Self {
+    pub(super) unsafe fn new(rows: &'s mut Source<B>, offset: usize) -> Self {
         // SAFETY: the caller's.
         Self { rows, offset, four: [unsafe { L::splat_i(0) }; 4], taken: 0 }
     }

@@ -130,6 +130,8 @@ impl Lanes for Sse41 {
         fn load_bf16(p: *const u8) -> F =
             _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(p.cast())));
         fn load_i8(p: *const u8) -> F = _mm_cvtepi32_ps(_mm_cvtepi8_epi32(four(p)));
+        fn load_i(p: *const u8) -> I = _mm_loadu_si128(p.cast());
+        fn load_u16(p: *const u8) -> I = _mm_cvtepu16_epi32(_mm_loadl_epi64(p.cast()));
         fn load_u8(p: *const u8) -> I = _mm_cvtepu8_epi32(four(p));
         fn splat(a: f32) -> F = _mm_set1_ps(a);
         fn add(a: F, b: F) -> F = _mm_add_ps(a, b);

@@ -81,7 +81,7 @@ impl Fill {
             // The mean sizes of the sub-scales are those that `q4_k` and `q6_k` draw.
             Kind::Q4_K => scales(even(16.0) * 48.4).collect(),
             Kind::Q6_K => scales(even(64.0) * 97.3).collect(),
-            Kind::F32 | Kind::BF16 | Kind::Q5_K => Vec::new(),
+            _ => Vec::new(),
         };
         Filler { fill: self, kind, table }
     }
@@ -102,11 +102,6 @@ impl Filler {
         let draw = |from: u16| table.get(usize::from(from) % table.len().max(1)).copied();
         let draw = |from: u16| draw(from).unwrap_or(f16::ZERO);
         match self.kind {
-            Kind::F32 | Kind::BF16 | Kind::Q5_K => {
-                for word in bytes.as_chunks_mut().0 {
-                    *word = self.float(u32::from_le_bytes(*word)).to_le_bytes();
-                }
-            }
             Kind::F16 => {
                 for word in bytes.as_chunks_mut().0 {
                     *word = draw(u16::from_le_bytes(*word)).to_le_bytes();
@@ -124,6 +119,12 @@ impl Filler {
             }),
             Kind::Q4_K => blocks::<144>(bytes, |block| q4_k(block, draw)),
             Kind::Q6_K => blocks::<210>(bytes, |block| q6_k(block, draw)),
+            // Of the others only floats are written.
+            _ => {
+                for word in bytes.as_chunks_mut().0 {
+                    *word = self.float(u32::from_le_bytes(*word)).to_le_bytes();
+                }
+            }
         }
     }
 

@@ -94,7 +94,7 @@ fn hostile_blocks_do_no_harm() {
                 let _ = product(kernels, &w, &x);
             }
             let mut out = vec![0.0; cols];
-            dequantize(kind, w.row(0), &mut out);
+            dequantize(kind, &w.row(0), &mut out);
         }
     }
 }

@@ -13,6 +13,7 @@ mod edges;
 use half::f16;
 use nestd_elastic::kernels::{Columns, Input, Kernels, Out, Window, dequantize, quantize};
 use nestd_elastic::tensor::{Kind, Matrix};
+use nestd_elastic::tiles;
 
 /// `SplitMix64`: the same values every time.
 struct Random(u64);
@@ -78,7 +79,7 @@ fn exact(w: &Matrix<'_>, x: &Input) -> Vec<(f64, f64)> {
     let mut out = vec![(0.0, 0.0); w.rows() * x.tokens()];
     let mut weights = vec![0.0; cols];
     for row in 0..w.rows() {
-        dequantize(w.kind(), w.row(row), &mut weights);
+        dequantize(w.kind(), &w.row(row), &mut weights);
         for token in 0..x.tokens() {
             let (mut sum, mut size) = (0.0, 0.0);
             for (c, weight) in weights.iter().enumerate() {
@@ -156,6 +157,73 @@ fn products_of_every_kind_and_shape() {
                 }
             }
         }
+    }
+}
+
+/// The same matrix by tiles.
+fn tiled(w: &Matrix<'_>) -> (Kind, Vec<u8>) {
+    let kind = tiles::kind(w.kind(), w.rows(), w.cols()).unwrap();
+    let rows: Vec<_> = (0..w.rows()).map(|row| w.row(row)).collect();
+    let bands = rows.as_chunks::<{ tiles::ROWS }>().0.iter();
+    let bands =
+        bands.map(|rows| tiles::band(&rows.each_ref().map(|row| &**row), kind.block_bytes()));
+    (kind, bands.collect::<Vec<_>>().concat())
+}
+
+/// To the last bit: the sums are the same in the same order.
+#[test]
+fn tiled_products_are_those_of_the_rows() {
+    let mut random = Random(3);
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.tiled().is_some()) {
+        for (rows, units, cut, tokens) in [
+            (16, 1, 1, 1),
+            (48, 3, 3, 1),
+            (80, 4, 3, 1),
+            (16, 2, 2, 2),
+            (48, 3, 2, 3),
+            (80, 2, 2, 70),
+            (96, 1, 1, 130),
+        ] {
+            let bytes = random.weights(kind, rows, units * tiles::COLS);
+            let by_rows = Matrix::new(kind, rows, units * tiles::COLS, &bytes).unwrap();
+            let (kind, bytes) = tiled(&by_rows);
+            let by_tiles = Matrix::new(kind, rows, units * tiles::COLS, &bytes).unwrap();
+            assert!((0..rows).all(|row| by_tiles.row(row) == by_rows.row(row)), "{kind:?}");
+            let cols = cut * tiles::COLS;
+            let by_rows = by_rows.first_cols(cols).unwrap();
+            let by_tiles = by_tiles.first_cols(cols).unwrap();
+            assert!((0..rows).all(|row| by_tiles.row(row) == by_rows.row(row)), "{kind:?}");
+            assert!(by_tiles.first_cols(cols - 32).is_none());
+            for kernels in Kernels::all() {
+                let mut x = Input::default();
+                x.set(kernels, &random.values(tokens * cols, 1.0), tokens, cols);
+                let (mut wanted, mut got) = (vec![0.0; rows * tokens], vec![1.0; rows * tokens]);
+                kernels.product(&by_rows, 0..rows, &x, &Out::new(&mut wanted, rows));
+                let out = Out::new(&mut got, rows);
+                kernels.product(&by_tiles, 0..16, &x, &out);
+                kernels.product(&by_tiles, 16..rows, &x, &out);
+                assert_eq!(got, wanted, "{} {kind:?} {rows}x{cols} {tokens}", kernels.name());
+            }
+        }
+    }
+}
+
+#[test]
+#[cfg(not(debug_assertions))]
+fn parts_of_tiles_are_not_multiplied() {
+    let mut random = Random(9);
+    let bytes = random.weights(Kind::Q4_0, 32, 256);
+    let (kind, bytes) = tiled(&Matrix::new(Kind::Q4_0, 32, 256, &bytes).unwrap());
+    assert!(Matrix::new(kind, 24, 256, &bytes[..24 * 144]).is_none());
+    let w = Matrix::new(kind, 32, 256, &bytes).unwrap();
+    for kernels in Kernels::all() {
+        let mut x = Input::default();
+        x.set(kernels, &random.values(256, 1.0), 1, 256);
+        let mut out = vec![7.0; 32];
+        kernels.product(&w, 0..8, &x, &Out::new(&mut out, 32));
+        kernels.product(&w, 8..32, &x, &Out::new(&mut out, 32));
+        kernels.product_of(&w, &[0, 16], 0..2, &x, &Out::new(&mut out, 32));
+        assert_eq!(out, [7.0; 32], "{}", kernels.name());
     }
 }
 
@@ -239,7 +307,7 @@ fn few_inputs_by_columns() {
             let mut exact = vec![(0.0, 0.0); rows];
             for (row, (sum, size)) in exact.iter_mut().enumerate() {
                 let mut weights = vec![0.0; cols];
-                dequantize(kind, w.row(row), &mut weights);
+                dequantize(kind, &w.row(row), &mut weights);
                 for (col, input) in &inputs {
                     let term = f64::from(*input) * f64::from(weights[*col as usize]);
                     *sum += term;

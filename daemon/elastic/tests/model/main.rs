@@ -16,4 +16,5 @@ mod greedy;
 mod hostile;
 mod nest;
 mod parity;
+mod tiled;
 mod watched;
