@@ -5,7 +5,8 @@ llama-cpp-python, built here (`pip install --no-binary llama-cpp-python --target
 and found through PYTHONPATH.
 
     nestctl model synth --size E2B --out e2b.gguf
-    python tests/bench/elastic.py compare e2b.gguf      speed against llama.cpp
+    nestctl model nest e2b.gguf --out nested.gguf
+    python tests/bench/elastic.py compare e2b.gguf --nested nested.gguf   speed against llama.cpp
     python tests/bench/elastic.py loaded e2b.gguf       the same while others use every core
     python tests/bench/elastic.py limit e2b.gguf 2048   speed in so many MiB against speed without a limit
     python tests/bench/elastic.py limit e2b.gguf 2048 --prompt 4000   the same with full caches
@@ -51,21 +52,25 @@ def show(name, rows):
     return prefill, decode
 
 
-def compare(model, rounds, prompts=None, tokens=48, side_file=None):
+def compare(model, rounds, prompts=None, tokens=48, side_file=None, nested=None):
     more = ("--side-file", side_file) if side_file else ()
+    files = {"elastic": model, **({"nested": nested} if nested else {})}
     for prompt in prompts or (128, 512):
-        ours, theirs, shares, bandwidths = [], [], [], []
+        options = ("--prompt-tokens", prompt, "--max-tokens", tokens)
+        ours, theirs = {name: [] for name in files}, []
         for _ in range(rounds):
-            options = ("--prompt-tokens", prompt, "--max-tokens", tokens)
-            result = bench(model, *options, *more, "--repeat", 1)
-            ours.append(rates(result))
-            shares.append(result["bandwidth_share"])
-            bandwidths.append(result["bandwidth_bytes_per_s"] / 1e9)
+            for name, file in files.items():
+                ours[name].append(bench(file, *options, *more, "--repeat", 1))
             theirs.append(rates(llama(model, *options)))
-        a, b = show(f"elastic, prompt {prompt}", ours), show(f"llama.cpp, prompt {prompt}", theirs)
-        ratios = [statistics.median(o[i] / t[i] for o, t in zip(ours, theirs)) for i in (0, 1)]
-        print(f"{'ratio':28} prefill {ratios[0]:6.2f}x   decode {ratios[1]:5.2f}x")
-        print(f"bandwidth {statistics.median(bandwidths):.1f} GB/s, decode reaches {statistics.median(shares):.0%}")
+        for name, results in ours.items():
+            rows = [rates(result) for result in results]
+            show(f"{name}, prompt {prompt}", rows)
+            ratios = [statistics.median(o[i] / t[i] for o, t in zip(rows, theirs)) for i in (0, 1)]
+            print(f"{'over llama.cpp':28} prefill {ratios[0]:6.2f}x   decode {ratios[1]:5.2f}x")
+            share = statistics.median(result["bandwidth_share"] for result in results)
+            bandwidth = statistics.median(result["bandwidth_bytes_per_s"] for result in results) / 1e9
+            print(f"bandwidth {bandwidth:.1f} GB/s, decode reaches {share:.0%}")
+        show(f"llama.cpp, prompt {prompt}", theirs)
 
 
 def loaded(model, rounds):
@@ -126,11 +131,12 @@ def main():
     p.add_argument("--size", help="the MatFormer size, for limit")
     p.add_argument("--prompt", type=int, help="tokens of the prompt, for compare and limit")
     p.add_argument("--side-file", help="elastic with this side file, for compare")
+    p.add_argument("--nested", help="the nested copy of the model, in turn with it, for compare")
     a = p.parse_args()
     if a.what == "limit":
         limit(a.model, a.mib, a.rounds, a.prompt or 256, a.size)
     elif a.what == "compare":
-        compare(a.model, a.rounds, (a.prompt,) if a.prompt else None, side_file=a.side_file)
+        compare(a.model, a.rounds, (a.prompt,) if a.prompt else None, side_file=a.side_file, nested=a.nested)
     else:
         {"loaded": loaded, "switch": switch}[a.what](a.model, a.rounds)
 

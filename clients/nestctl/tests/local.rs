@@ -138,6 +138,13 @@ fn a_nested_copy_is_written_and_needs_less() {
     assert_eq!(inspected["sizes"].as_array().unwrap().len(), 2);
     let tensors = inspected["tensors"].as_array().unwrap();
     assert!(tensors.iter().any(|tensor| tensor["name"] == "blk.24.ffn_down_rest.weight"));
+    assert!(tensors.iter().any(|tensor| tensor["kind"] == "Q4_0x16"));
+    let advice = "a copy by `nestctl model nest` decodes faster";
+    for (file, told) in [(&file, true), (&copy, false)] {
+        let output = nestctl(&["model", "inspect"], file);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text.contains(advice), told, "{text}");
+    }
     let bench = ["--json", "bench", "--prompt-tokens", "8", "--max-tokens", "4", "--model"];
     assert!(json(&nestctl(&bench, &copy))["decode_tokens_per_s"].as_f64().unwrap() > 0.0);
 

@@ -5,7 +5,7 @@
 #   NESTD_MODEL_SHA256   its checksum; counts for file:// too, where BitBake checks none
 #   NESTD_MODEL_SIZES    a table of MatFormer sizes, if the model needs one (docs/nestctl.md)
 #   NESTD_MODEL_NAME     what the model is called on the device
-#   NESTD_MODEL_NESTED   1: its smaller sizes take less memory, and only nestd reads it (nestctl model nest)
+#   NESTD_MODEL_NESTED   1: it decodes faster, its smaller sizes take less memory, and only nestd reads it (nestctl model nest)
 
 inherit nestd_profile
 

@@ -17,12 +17,14 @@ pub enum ModelCommand {
         nestctl model inspect --context 32768 gemma-3n-E4B-Q4_0.gguf\n  \
         nestctl --json model inspect model.gguf | jq '.sizes[] | select(.fits) | .name'")]
     Inspect(InspectArgs),
-    /// Write a copy of a model whose smaller sizes take less memory
+    /// Write a copy of a model that decodes faster, and whose smaller sizes take less memory
     ///
-    /// In a GGUF file a small size reads a part of each row of `ffn_down`, and the pages of memory that
-    /// hold it hold the rest too. In the copy that part lies apart, so that E4B's file at size E2B takes
-    /// 0.3 GB less. Answers, speed and length stay the same. Only nestd reads it: keep the original for
-    /// other programs. A table of sizes beside the file is copied too.
+    /// In the copy the matrices lie in the order in which decode reads them, in tiles of 16 rows: real
+    /// models make 1.05 to 1.3 times as many tokens a second. In a GGUF file a small size reads a part of
+    /// each row of `ffn_down`, too, and the pages of memory that hold it hold the rest; in the copy that
+    /// part lies apart, so that E4B's file at size E2B takes 0.3 GB less. Weights and length stay the
+    /// same. Only nestd reads it: keep the original for other programs. A table of sizes beside the file
+    /// is copied too.
     #[command(after_help = "Example:\n  \
         nestctl model nest gemma-3n-E4B-Q4_0.gguf --out /var/lib/nestd/models/E4B.gguf")]
     Nest(NestArgs),

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use nestd_elastic::gguf::Tensor;
+use nestd_elastic::tiles;
 use serde_json::{Map, Value, json};
 
 use super::inspect::{Inspected, Kinds, Rung};
@@ -70,7 +72,7 @@ fn add_tensors(object: &mut Map<String, Value>, inspected: &Inspected) {
 
 /// What a person reads.
 pub fn text(inspected: &Inspected, tensors: bool) -> String {
-    let mut parts = vec![dimensions(inspected), kinds(&inspected.kinds), sizes(inspected)];
+    let mut parts = vec![dimensions(inspected), kinds(inspected), sizes(inspected)];
     if tensors {
         let heading = ["TENSOR", "KIND", "SHAPE", "BYTES"].map(String::from).to_vec();
         let rows = inspected.tensors.iter().map(|(name, tensor)| {
@@ -120,9 +122,9 @@ fn dimensions(inspected: &Inspected) -> String {
     ])
 }
 
-fn kinds(kinds: &[Kinds]) -> String {
+fn kinds(inspected: &Inspected) -> String {
     let mut rows = vec![["PART", "KIND", "TENSORS", "MiB"].map(String::from).to_vec()];
-    rows.extend(kinds.iter().map(|kinds| {
+    rows.extend(inspected.kinds.iter().map(|kinds| {
         vec![
             kinds.part.into(),
             kinds.kind.name().into(),
@@ -130,7 +132,13 @@ fn kinds(kinds: &[Kinds]) -> String {
             mib(kinds.bytes),
         ]
     }));
-    render::table(&rows)
+    let mut text = render::table(&rows);
+    let mut tensors = inspected.tensors.iter().map(|(_, tensor)| tensor);
+    let could_be = |tensor: &Tensor| tiles::kind(tensor.kind, tensor.rows, tensor.cols).is_some();
+    if !tensors.clone().any(|tensor| tensor.kind.is_tiled()) && tensors.any(could_be) {
+        text.push_str("No matrix is tiled: a copy by `nestctl model nest` decodes faster.\n");
+    }
+    text
 }
 
 fn sizes(inspected: &Inspected) -> String {

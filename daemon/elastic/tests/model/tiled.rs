@@ -100,7 +100,7 @@ fn a_tiled_copy_with_narrow_columns_apart() {
     // Every row of every matrix is there, tiled but where rows are read one by one.
     let (a, b) = (whole.map().bytes(), tiled.map().bytes());
     let (a_header, b_header) = (Header::read(a).unwrap(), Header::read(b).unwrap());
-    let (mut as_they_were, mut tiles) = (Vec::new(), 0);
+    let (mut as_they_were, mut count) = (Vec::new(), 0);
     for (name, tensor) in a_header.tensors() {
         let rows = |tensor: Tensor, file| -> Vec<Vec<u8>> {
             let matrix = tensor.matrix(file, 0).unwrap();
@@ -121,7 +121,7 @@ fn a_tiled_copy_with_narrow_columns_apart() {
             joined.iter_mut().zip(rows).for_each(|(joined, row)| joined.extend(row));
         }
         assert!(joined == rows(tensor, a), "{name}");
-        tiles += parts.iter().filter(|part| part.kind.is_tiled()).count();
+        count += parts.iter().filter(|part| part.kind.is_tiled()).count();
         if tensor.kind.tiled().is_some() && !parts[0].kind.is_tiled() {
             as_they_were.push(name);
         }
@@ -131,7 +131,7 @@ fn a_tiled_copy_with_narrow_columns_apart() {
     let by_rows = [&up[0], &up[1], &up[2], "per_layer_token_embd.weight"];
     assert_eq!(as_they_were, by_rows);
     // Of eight layers: q, o, gate, two of down and two of the PLE; k and v; five of up; the embeddings.
-    assert_eq!(tiles, 8 * 7 + 2 * 8 + 5 + 1);
+    assert_eq!(count, 8 * 7 + 2 * 8 + 5 + 1);
 
     // Sums of two parts are rounded elsewhere, and an activation may be so too.
     for (name, size) in [("narrow", &narrow), ("middle", &middle), ("whole", &table[0])] {
