@@ -90,12 +90,11 @@ impl Down {
         self.parts().map(|part| part.cols).sum()
     }
 
-    /// Where the part begins in which a size of that width ends, and how many of its columns belong together.
-    fn end(self, width: usize) -> (usize, usize) {
+    /// The part in which a size of that width ends, and how many columns are in front of it.
+    pub fn end(self, width: usize) -> (usize, Tensor) {
         let before = self.first.cols;
         let rest = self.rest.filter(|_| width > before).map(|rest| (before, rest));
-        let (before, part) = rest.unwrap_or((0, self.first));
-        (before, part.kind.block_len())
+        rest.unwrap_or((0, self.first))
     }
 }
 
@@ -169,7 +168,8 @@ impl Model {
         }
         for (index, (width, layer)) in slice.widths().iter().zip(&self.weights.layers).enumerate() {
             let cols = layer.down.cols();
-            let (before, block) = layer.down.end(width.unwrap_or(0));
+            let (before, part) = layer.down.end(width.unwrap_or(0));
+            let block = part.kind.block_len();
             let rows = layer.gate.kind.rows_together().max(layer.up.kind.rows_together());
             let whole =
                 |width: usize| (width - before).is_multiple_of(block) && width.is_multiple_of(rows);

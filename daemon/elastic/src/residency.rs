@@ -59,8 +59,8 @@ impl Model {
         without(std::slice::from_ref(&(0..self.map().bytes().len())), &joined(unneeded))
     }
 
-    /// The parts of the file that this size does not read. Where rows of down are cut in the middle,
-    /// their rests are too short to hold whole pages, so they count as read.
+    /// The parts of the file that this size does not read. Where single rows of down are cut in the middle,
+    /// their rests are too short to hold whole pages, so they count as read; those of tiled rows are not.
     fn outside(&self, slice: &Slice) -> Vec<Range<usize>> {
         let mut ranges = Vec::new();
         for (layer, width) in self.weights.layers.iter().zip(slice.widths()) {
@@ -74,11 +74,24 @@ impl Model {
                     if *width <= layer.down.first.cols {
                         ranges.extend(layer.down.rest.iter().map(range));
                     }
+                    let (before, part) = layer.down.end(*width);
+                    if part.kind.is_tiled() {
+                        ranges.extend(behind(&part, *width - before));
+                    }
                 }
             }
         }
         joined(ranges)
     }
+}
+
+/// What each band of a tiled tensor has behind so many columns.
+fn behind(tensor: &Tensor, cols: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let Tensor { kind, start, rows, .. } = *tensor;
+    let bytes = |cols| kind.rows_together() * kind.row_bytes(cols).unwrap_or(0);
+    let (read, band) = (bytes(cols), bytes(tensor.cols));
+    let bands = if read < band { rows / kind.rows_together() } else { 0 };
+    (0..bands).map(move |number| start + number * band).map(move |at| at + read..at + band)
 }
 
 impl Layer {

@@ -20,7 +20,7 @@ pub enum ModelCommand {
     /// Write a copy of a model that decodes faster, and whose smaller sizes take less memory
     ///
     /// In the copy the matrices lie in the order in which decode reads them, in tiles of 16 rows: real
-    /// models make 1.05 to 1.3 times as many tokens a second. In a GGUF file a small size reads a part of
+    /// models make 1.06 to 1.2 times as many tokens a second. In a GGUF file a small size reads a part of
     /// each row of `ffn_down`, too, and the pages of memory that hold it hold the rest; in the copy that
     /// part lies apart, so that E4B's file at size E2B takes 0.3 GB less. Weights and length stay the
     /// same. Only nestd reads it: keep the original for other programs. A table of sizes beside the file

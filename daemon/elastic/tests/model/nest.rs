@@ -141,6 +141,7 @@ fn a_narrow_size_of_a_nested_file_needs_no_more_than_it_reads() {
     };
     let (full, half) = (of(&path, 32768), of(&path, 16384));
     let (nested_full, nested_half) = (of(&copy, 32768), of(&copy, 16384));
+    let nested_middle = of(&copy, 24576);
     let matrix = 256 * 32768 / 32 * 18;
     // Two pages at the ends of each tensor that is one more.
     assert!(full.layers.abs_diff(nested_full.layers) <= 8 * 2 * 4096);
@@ -149,6 +150,10 @@ fn a_narrow_size_of_a_nested_file_needs_no_more_than_it_reads() {
     assert!((0.15..0.35).contains(&saved), "{saved}");
     let saved = (nested_full.layers - nested_half.layers) as f64 / f64::from(8 * matrix);
     assert!((1.49..1.51).contains(&saved), "{saved}");
+
+    // Of a band of tiles the last quarter is 18 pages.
+    let saved = (nested_full.layers - nested_middle.layers) as f64 / f64::from(8 * matrix);
+    assert!((0.72..0.751).contains(&saved), "{saved}");
 
     // What is needed is what is counted, and the rest is given back.
     let model = Model::open(&copy).unwrap();
@@ -160,4 +165,9 @@ fn a_narrow_size_of_a_nested_file_needs_no_more_than_it_reads() {
     let after = model.resident().unwrap().layers;
     let gone = before.saturating_sub(after) as f64 / f64::from(8 * matrix);
     assert!((1.45..1.51).contains(&gone), "{gone}");
+    assert!(read(&model) > 0);
+    model.give_back(&[&Slice::new(vec![Some(24576); 8])], &|| true);
+    let after = model.resident().unwrap().layers;
+    let gone = before.saturating_sub(after) as f64 / f64::from(8 * matrix);
+    assert!((0.7..0.751).contains(&gone), "{gone}");
 }
