@@ -15,6 +15,7 @@ use crate::nest;
 use crate::sidefile::SideFile;
 use crate::sizes::{Size, Slice};
 use crate::tensor::Matrix;
+use crate::tiles;
 
 /// Values of all vectors together, many times those of any model. A file of holes may claim more than there
 /// is memory.
@@ -286,11 +287,17 @@ impl Find<'_, '_> {
             let problem = format!("its rows are not {} wide", layers * ple);
             return Err(Error::format("per_layer_token_embd.weight", problem));
         }
+        let ple_projection = "per_layer_model_proj.weight";
+        let mut projection = self.matrix(ple_projection, layers * ple, hidden)?;
+        if !ple.is_multiple_of(tiles::ROWS) {
+            // The rows of a layer that is kept may begin within a tile.
+            projection = Self::by_rows(ple_projection, projection)?;
+        }
         Ok(Weights {
             embedding,
             output,
             ple_table,
-            ple_projection: self.matrix("per_layer_model_proj.weight", layers * ple, hidden)?,
+            ple_projection: projection,
             ple_norm: self.vector("per_layer_proj_norm.weight", ple)?,
             altup_in: self.stack("altup_proj.weight", altup - 1, hidden, hidden)?,
             altup_out: self.stack("altup_unembd_proj.weight", altup - 1, hidden, hidden)?,

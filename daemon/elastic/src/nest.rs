@@ -152,6 +152,9 @@ fn read_by_rows(header: &Header<'_>, model: &Model) -> Vec<String> {
     let mut names: Vec<String> =
         sparse.map(|(layer, _)| format!("blk.{layer}.ffn_up.weight")).collect();
     names.push("per_layer_token_embd.weight".to_owned());
+    if !model.config().ple.is_multiple_of(tiles::ROWS) {
+        names.push("per_layer_model_proj.weight".to_owned());
+    }
     // Where it is the output matrix too, all of it is read.
     if header.tensor("output.weight").is_some() {
         names.push("token_embd.weight".to_owned());

@@ -174,6 +174,14 @@ fn tiles_where_rows_are_read_are_refused_by_the_tensor_s_name() {
         let error = open(&path, name, &tiled);
         assert!(error.starts_with(name) && error.contains("one by one"), "{error}");
     }
+    // Where a layer's rows begin within a tile, some layers cannot be left out.
+    let odd = folder.path().join("odd.gguf");
+    let shape = Shape { ple: 24, ..SHAPE };
+    synth::write(&odd, &shape, Quant::F16, 1, &mut |_, _| {}).unwrap();
+    let name = "per_layer_model_proj.weight";
+    let q8_0x16 = |entry: &mut [u8]| entry[4 + 16..4 + 20].copy_from_slice(&[8, 0, 1, 0]);
+    let error = open(&odd, name, &q8_0x16);
+    assert!(error.starts_with(name) && error.contains("one by one"), "{error}");
     // Floats have no tiles, so that this is a kind nobody knows.
     let error = open(&path, "blk.1.laurel_l.weight", &tiled);
     assert!(error.contains("of a kind that is not known here"), "{error}");
